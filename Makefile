@@ -1,0 +1,44 @@
+# Everything runs in .venv, made from a lock file on first use; see `make help`.
+PYTHON ?= python3
+ENV := .venv
+BIN := $(ENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-upstream demo test test-fast test-upstream lint lock parity clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+install:  ## the environment alone; a second call does nothing
+	@$(PYTHON) tools/install.py --env $(ENV) --lock requirements/onedl.lock
+
+install-upstream:  ## the second environment alone
+	@$(PYTHON) tools/install.py --env $(ENV)-upstream --lock requirements/upstream.lock
+
+demo: install  ## pretrain on real images for three minutes and show what was learnt
+	@$(BIN)/python tools/demo.py
+
+test: install  ## the whole test suite
+	@$(BIN)/python -m pytest
+
+test-fast: install  ## the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-upstream: install-upstream  ## the whole suite with the original OpenMMLab distributions
+	@$(ENV)-upstream/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: install  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+lock: install  ## resolve the lock files anew from requirements/*.in
+	@for name in onedl upstream; do \
+	  $(BIN)/python -m uv --quiet pip compile --universal --python-version 3.10 --generate-hashes \
+	    --overrides requirements/overrides.txt --custom-compile-command "make lock" \
+	    requirements/$$name.in -o requirements/$$name.lock || exit 1; done
+
+parity: install  ## compare with the numbers of the authors' program
+	@$(BIN)/python tools/check_parity.py tests/reference/tiny_a
+
+clean:  ## remove the environments and what runs left behind
+	rm -rf $(ENV) $(ENV)-upstream work_dirs build dist *.egg-info

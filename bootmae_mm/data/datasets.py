@@ -1,0 +1,159 @@
+"""Datasets of images without labels, and the digits of scikit-learn."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from bootmae_mm.registry import DATASETS
+
+from .transforms import UnreadableImageError
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
+
+
+class SeededDataset(BaseDataset):
+    """A dataset whose random choices follow the seed of a :class:`SeededIndex`."""
+
+    def __getitem__(self, idx: int) -> dict:
+        """The sample at ``idx``, after the pipeline."""
+        seed = getattr(idx, 'seed', None)
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        return super().__getitem__(int(idx))
+
+
+@DATASETS.register_module()
+class ImageFolder(SeededDataset):
+    """All images below a folder, at any depth, without labels and without class folders.
+
+    An unreadable image is skipped (the next one takes its place), named in the log and counted, across workers. Above
+    the share ``max_unreadable`` the run stops and names the files.
+
+    Args:
+        data_root: The folder.
+        ann_file: A text file with one image path a line, relative to ``data_root``; only these are used. Saves the
+            scan of a large folder. A second column (a label) is ignored.
+        max_unreadable: Largest share of unreadable images, in [0, 1].
+        extensions: Of the files that count as images, lower case.
+        max_images: Use the first so many only; all by default.
+        **kwargs: As for mmengine's ``BaseDataset`` (``pipeline``, ...).
+
+    Raises:
+        FileNotFoundError: If the folder or the list is missing.
+        ValueError: If there is no image in it.
+    """
+
+    def __init__(self,
+                 data_root: str,
+                 ann_file: str = '',
+                 max_unreadable: float = 0.01,
+                 extensions: Sequence[str] = EXTENSIONS,
+                 max_images: int | None = None,
+                 **kwargs: object) -> None:
+        if not 0 <= max_unreadable <= 1:
+            raise ValueError(f'max_unreadable must be in [0, 1], but is {max_unreadable}')
+        self.max_unreadable = max_unreadable
+        self.extensions = tuple(extensions)
+        self.max_images = max_images
+        super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
+        # Shared with the workers, so that all of them count together.
+        self._unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+
+    def load_data_list(self) -> list[dict]:
+        """Paths of the images, sorted, one dict each."""
+        root = Path(self.data_root)
+        if not root.is_dir():
+            raise FileNotFoundError(f'no folder {root} (data_root); set it with --cfg-options data_root=/your/images')
+        paths = self._listed(root) if self.ann_file else self._found(root)
+        if not paths:
+            raise ValueError(f'no image in {root}: none of its files ends in {", ".join(self.extensions)}')
+        return [dict(img_path=path) for path in paths[:self.max_images]]
+
+    def _found(self, root: Path) -> list[str]:
+        paths = []
+        for folder, _, names in os.walk(root, followlinks=True):
+            paths += [os.path.join(folder, name) for name in names if name.lower().endswith(self.extensions)]
+        return sorted(paths)
+
+    def _listed(self, root: Path) -> list[str]:
+        path = Path(self.ann_file)
+        if not path.is_file():
+            raise FileNotFoundError(f'no list of images {path} (ann_file)')
+        names = []
+        for line in path.read_text(encoding='utf-8').splitlines():
+            name, _, label = line.strip().rpartition(' ')
+            names.append(name if name and label.isdigit() else line.strip())
+        return [str(root / name) for name in names if name]
+
+    def __getitem__(self, idx: int) -> dict:
+        """The sample at ``idx``, or the next readable one."""
+        position = int(idx)
+        for _ in range(len(self)):
+            try:
+                return super().__getitem__(idx)
+            except UnreadableImageError as error:
+                self._note_unreadable(position, error)
+            position = (position + 1) % len(self)
+            idx = type(idx)(position, idx.seed) if hasattr(idx, 'seed') else position
+        raise ValueError(f'none of the {len(self)} images in {self.data_root} can be read')
+
+    def _note_unreadable(self, position: int, error: UnreadableImageError) -> None:
+        if not self._unreadable[position]:
+            self._unreadable[position] = 1
+            print_log(f'unreadable image skipped: {error}', logger='current', level=30)
+        count = int(self._unreadable.sum())
+        if count > self.max_unreadable * len(self):
+            names = [self.get_data_info(i)['img_path'] for i in self._unreadable.nonzero().flatten().tolist()[:10]]
+            raise ValueError(f'{count} of {len(self)} images cannot be read, more than max_unreadable='
+                             f'{self.max_unreadable} allows: {", ".join(names)}{" ..." if count > 10 else ""}') from error
+
+
+@DATASETS.register_module()
+class Digits(SeededDataset):
+    """scikit-learn's 1,797 handwritten digits: real images that come inside a dependency.
+
+    Source: ``sklearn.datasets.load_digits`` (test set of the UCI optical digits, 8x8 pixels, 17 grey levels), enlarged
+    with bicubic interpolation, as RGB.
+
+    Args:
+        split: ``'train'`` (1,297 images) or ``'test'`` (the other 500), drawn once with a fixed seed.
+        img_size: Edge in pixels they are enlarged to.
+        **kwargs: As for mmengine's ``BaseDataset``.
+    """
+
+    METAINFO = dict(classes=tuple('0123456789'))
+
+    def __init__(self, split: str = 'train', img_size: int = 16, **kwargs: object) -> None:
+        if split not in ('train', 'test'):
+            raise ValueError(f"split must be 'train' or 'test', but is {split!r}")
+        self.split = split
+        self.edge = img_size
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Images and labels of the split, one dict each."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError('the digits come with scikit-learn: pip install scikit-learn') from error
+        from PIL import Image
+        digits = load_digits()
+        order = np.random.RandomState(0).permutation(len(digits.target))
+        chosen = order[500:] if self.split == 'train' else order[:500]
+        data_list = []
+        for index in chosen:
+            grey = Image.fromarray((digits.images[index] * (255 / 16)).round().astype(np.uint8))
+            img = np.asarray(grey.resize((self.edge, self.edge), Image.Resampling.BICUBIC))
+            img = np.repeat(img[:, :, None], 3, axis=2)
+            data_list.append(dict(img=img, img_shape=img.shape[:2], gt_label=int(digits.target[index])))
+        return data_list

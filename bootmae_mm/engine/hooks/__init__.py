@@ -1,0 +1,5 @@
+"""Hooks."""
+
+from .teacher import BootMAEEMAHook, FeatureWeightHook
+
+__all__ = ['BootMAEEMAHook', 'FeatureWeightHook']

@@ -1,0 +1,130 @@
+"""Hooks that follow the schedules of BootMAE: the teacher's decay and the weight of the feature loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from bootmae_mm.registry import HOOKS
+
+from ..schedules import feature_weight, piecewise_linear
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def current_epoch(runner: Runner) -> int:
+    """Epoch of the current iteration, for loops by epoch and by iteration alike."""
+    return runner.iter // len(runner.train_dataloader)
+
+
+@torch.no_grad()
+def ema_update(teacher: Sequence[Tensor], student: Sequence[Tensor], decay: float) -> None:
+    """Move every tensor of the teacher: teacher = decay * teacher + (1 - decay) * student, in place.
+
+    Args:
+        teacher: Tensors to move.
+        student: Tensors to follow, in the same order.
+        decay: Weight of the old value, in [0, 1].
+    """
+    # The form that is exact where both are equal, so that fixed position embeddings stay what they are.
+    torch._foreach_lerp_(list(teacher), list(student), 1.0 - decay)
+
+
+@HOOKS.register_module()
+class BootMAEEMAHook(Hook):
+    """Moves the momentum encoder after every step of the optimizer.
+
+    Iterations that only accumulate gradients, and steps that a loss scaler skips, do not count: the hook listens to
+    the optimizer itself. At a fresh start the teacher becomes a copy of the student, after that was initialised or
+    loaded; on resume it continues from the checkpoint. Does nothing where there is no momentum encoder.
+
+    Args:
+        decay: Weight of the teacher's own value as ``(epoch, value)`` milestones, linear between and constant
+            outside, set once an epoch. Default: 0.999 -> 0.9999 over epochs 0..100 (ViT-L of the paper; ViT-B goes on
+            to 0.99999 at epoch 400).
+
+    Raises:
+        ValueError: If a decay is outside [0, 1] or the epochs do not rise.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, decay: Sequence[tuple[float, float]] = ((0, 0.999), (100, 0.9999))) -> None:
+        if any(not 0 <= value <= 1 for _, value in decay):
+            raise ValueError(f'decay must be in [0, 1], but is {decay}')
+        piecewise_linear(0, decay)  # checks the rest
+        self.milestones = decay
+        self.decay = decay[0][1]
+        self._stepped = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Start or continue the teacher, and listen to the optimizer."""
+        model = unwrapped(runner.model)
+        self.active = getattr(model, 'has_momentum_teacher', False)
+        if not self.active:
+            runner.logger.info('There is no momentum encoder to move.')
+            return
+        if not runner._resume:
+            model.reset_teacher()
+            runner.logger.info('The teacher starts as a copy of the student.')
+        pairs = dict(model.teacher.named_parameters())
+        student = dict(model.backbone.named_parameters())
+        # Fixed position embeddings are equal already; buffers there are none.
+        moving = [name for name, parameter in student.items() if parameter.requires_grad]
+        self._teacher = [pairs[name] for name in moving]
+        self._student = [student[name] for name in moving]
+        runner.optim_wrapper.optimizer.register_step_post_hook(self._note_step)
+
+    def _note_step(self, *_: object) -> None:
+        self._stepped = True
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Follow the schedule."""
+        if self.active:
+            self.decay = piecewise_linear(current_epoch(runner), self.milestones)
+            runner.message_hub.update_scalar('train/ema_decay', self.decay)
+
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: dict | None = None,
+                         outputs: dict | None = None) -> None:
+        """Move the teacher if the optimizer has stepped."""
+        if self.active and self._stepped:
+            self._stepped = False
+            ema_update(self._teacher, self._student, self.decay)
+
+
+@HOOKS.register_module()
+class FeatureWeightHook(Hook):
+    """Ramps the weight of the feature loss up, from epoch to epoch; see :func:`feature_weight`.
+
+    Args:
+        weight: Final value.
+        ramp: Share of the run it takes to rise.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, weight: float = 1.0, ramp: float = 0.25) -> None:
+        if weight < 0 or not 0 <= ramp <= 1:
+            raise ValueError(f'weight >= 0 and ramp in [0, 1] are needed, but are {weight} and {ramp}')
+        self.weight = weight
+        self.ramp = ramp
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Set the weight in the model and log it."""
+        model = unwrapped(runner.model)
+        if getattr(model, 'feature_head', None) is None:
+            return
+        max_epochs = runner.max_iters // len(runner.train_dataloader)
+        model.feature_weight = feature_weight(current_epoch(runner), max_epochs, self.weight, self.ramp)
+        runner.message_hub.update_scalar('train/feature_weight', model.feature_weight)

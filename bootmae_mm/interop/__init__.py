@@ -1,0 +1,1 @@
+"""Bridges to other programs: OpenMMLab's distributions, compiled operators, the authors' checkpoints."""

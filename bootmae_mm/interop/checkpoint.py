@@ -1,0 +1,106 @@
+"""Reading checkpoints safely, and loading an encoder for certain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def safe_globals() -> list:
+    """Classes, beside tensors and plain containers, that a checkpoint may hold.
+
+    mmengine's training checkpoints hold its log history (numpy arrays); the authors' hold an argparse Namespace. None
+    of these runs code of the file's choosing when it is loaded.
+    """
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+    reconstruct = np.empty(0).__reduce__()[0]  # its module was renamed between versions of numpy
+    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool', 'uint8')]
+    scalar = np.float64(0).__reduce__()[0]
+    return [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes, argparse.Namespace]
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine's Runner saves."""
+    torch.serialization.add_safe_globals(safe_globals())
+
+
+def load_file(path: str | Path) -> dict:
+    """Read a checkpoint without running code from it.
+
+    Args:
+        path: A file written by ``torch.save``.
+
+    Returns:
+        The dict in it, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a checkpoint, or holds something that only running code could restore.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint {path}')
+    try:
+        with torch.serialization.safe_globals(safe_globals()):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # noqa: BLE001  whatever unpickling a foreign file raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'{path} is not a checkpoint that loads safely: {reason}') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint
+
+
+def encoder_state(path: str | Path, prefix: str) -> dict[str, Tensor]:
+    """The encoder's weights in a checkpoint, in this project's names.
+
+    Args:
+        path: A checkpoint of this project, of mmpretrain, or of the authors (recognised by its keys).
+        prefix: Of the encoder's keys; ``'backbone.'`` for the student and ``'teacher.'`` for the momentum encoder.
+
+    Returns:
+        Names without the prefix -> tensors.
+
+    Raises:
+        ValueError: If no key has the prefix.
+    """
+    from .official import is_official, to_project
+    checkpoint = load_file(path)
+    if is_official(checkpoint):
+        checkpoint = to_project(checkpoint).checkpoint
+    state = checkpoint.get('state_dict', checkpoint)
+    found = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+    if not found:
+        raise ValueError(f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
+    return found
+
+
+def load_encoder(encoder: nn.Module, path: str | Path, prefix: str = 'backbone.') -> str:
+    """Load an encoder; all of its weights must come from the file.
+
+    Args:
+        encoder: The module to fill.
+        path: See :func:`encoder_state`.
+        prefix: See :func:`encoder_state`.
+
+    Returns:
+        A line that says what was loaded.
+
+    Raises:
+        ValueError: If a weight is missing or has another shape.
+    """
+    state = encoder_state(path, prefix)
+    wanted = encoder.state_dict()
+    missing = [name for name in wanted if name not in state]
+    wrong = [f'{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}'
+             for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if missing or wrong:
+        raise ValueError(f'{path} does not fit the encoder: {len(missing)} of {len(wanted)} weights missing '
+                         f'{missing[:3]}, {len(wrong)} of another shape {wrong[:3]}')
+    encoder.load_state_dict({name: state[name] for name in wanted})
+    unused = sorted(set(state) - set(wanted))
+    return f'{len(wanted)} of {len(wanted)} weights loaded from {path}, {len(unused)} not used {unused[:3]}'

@@ -1,0 +1,11 @@
+"""Models: algorithm, backbone, neck, heads."""
+
+from .algorithm import BootMAE
+from .backbone import BootMAEViT
+from .heads import BootMAEFeatureHead, BootMAEPixelHead
+from .neck import BootMAENeck
+from .preprocessor import BootMAEDataPreprocessor
+
+__all__ = [
+    'BootMAE', 'BootMAEDataPreprocessor', 'BootMAEFeatureHead', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEViT'
+]

@@ -1,0 +1,122 @@
+"""The two heads: prediction, target and weighted loss, on masked patches only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from bootmae_mm.registry import MODELS
+
+from .tokens import take_patches, weighted_mse
+
+
+@MODELS.register_module()
+class BootMAEPixelHead(BaseModule):
+    """Predicts the pixels of masked patches.
+
+    Args:
+        in_channels: Width of the pixel regressor; :class:`BootMAE` fills in this and the next two.
+        patch_size: Edge of a patch in pixels.
+        out_channels: Channels of an image.
+        normalize: What the target is normalised by. ``'channel'``: mean and biased standard deviation of each channel
+            of the patch, (x - mean) / sqrt(var + 1e-5), as the authors do; ``'patch'``: mean and unbiased deviation
+            across all channels, sqrt(var + 1e-6), as in MAE; ``'none'``: not at all (flat patches, such as the
+            background of digits, have no deviation to divide by).
+    """
+
+    NORMALIZE = ('channel', 'patch', 'none')
+
+    def __init__(self,
+                 in_channels: int,
+                 patch_size: int,
+                 out_channels: int = 3,
+                 normalize: str = 'channel',
+                 init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if normalize not in self.NORMALIZE:
+            raise ValueError(f'normalize must be one of {", ".join(self.NORMALIZE)}, but is {normalize!r}')
+        self.patch_size = patch_size
+        self.normalize = normalize
+        # Holds the parameters in the authors' shapes; a stride equal to the kernel makes it one linear map per patch.
+        self.projection = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, M, in_channels) -> (B, M, C, patch, patch)."""
+        weight = self.projection.weight  # (in_channels, C, patch, patch)
+        bias = self.projection.bias[:, None, None].expand(weight.shape[1:])
+        return F.linear(tokens, weight.flatten(1).t(), bias.flatten()).unflatten(2, weight.shape[1:])
+
+    def statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation that the target is normalised by: (B, M, C, patch, patch) -> two (B, M, C or 1, 1, 1)."""
+        if self.normalize == 'channel':
+            var, mean = torch.var_mean(patches, dim=(3, 4), correction=0, keepdim=True)
+            return mean, (var + 1e-5).sqrt()
+        if self.normalize == 'patch':
+            var, mean = torch.var_mean(patches, dim=(2, 3, 4), correction=1, keepdim=True)
+            return mean, (var + 1e-6).sqrt()
+        return patches.new_zeros(()), patches.new_ones(())
+
+    def target(self, images: Tensor, ids_mask: Tensor) -> Tensor:
+        """Normalised patches: (B, C, H, W), (B, M) -> (B, M, C, patch, patch)."""
+        patches = take_patches(images, ids_mask, self.patch_size)
+        mean, deviation = self.statistics(patches)
+        return (patches - mean) / deviation
+
+    def loss(self, tokens: Tensor, images: Tensor, ids_mask: Tensor, weights: Tensor) -> Tensor:
+        """Weighted squared error.
+
+        Args:
+            tokens: Decoded tokens, (B, M, in_channels).
+            images: (B, C, H, W).
+            ids_mask: (B, M).
+            weights: (B, M).
+
+        Returns:
+            Tensor, a scalar.
+        """
+        return weighted_mse(self(tokens), self.target(images, ids_mask), weights)
+
+
+@MODELS.register_module()
+class BootMAEFeatureHead(BaseModule):
+    """Predicts the teacher's features of masked patches.
+
+    Args:
+        in_channels: Width of the feature predictor; :class:`BootMAE` fills in this and the next.
+        out_channels: Width of the teacher.
+        eps: Of the norm without affine parameters that prediction and target go through.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, eps: float = 1e-6, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.projection = nn.Linear(in_channels, out_channels)
+        self.eps = eps
+
+    def init_weights(self) -> None:
+        """Xavier-uniform weight, zero bias, as the authors do."""
+        super().init_weights()
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, M, in_channels) -> (B, M, out_channels)."""
+        return self.projection(tokens)
+
+    def normalize(self, features: Tensor) -> Tensor:
+        """LayerNorm without affine parameters, in float32: (B, M, D) -> (B, M, D)."""
+        return F.layer_norm(features.float(), features.shape[-1:], eps=self.eps)
+
+    def loss(self, prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+        """Weighted squared error of normalised features.
+
+        Args:
+            prediction: Output of :meth:`forward`, (B, M, D).
+            target: The teacher's features, (B, M, D), without gradient.
+            weights: (B, M).
+
+        Returns:
+            Tensor, a scalar.
+        """
+        return weighted_mse(self.normalize(prediction), self.normalize(target), weights)
