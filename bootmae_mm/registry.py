@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -21,6 +22,8 @@ FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='bootmae_mm', 
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='bootmae_mm', locations=['bootmae_mm.data'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='bootmae_mm', locations=['bootmae_mm.engine'])
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='bootmae_mm', locations=['bootmae_mm.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,

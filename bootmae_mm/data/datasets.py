@@ -14,13 +14,24 @@ from mmengine.logging import print_log
 
 from bootmae_mm.registry import DATASETS
 
+from .masking import MaskSampling
 from .transforms import UnreadableImageError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
 
 
 class SeededDataset(BaseDataset):
-    """A dataset whose random choices follow the seed of a :class:`SeededIndex`."""
+    """A dataset whose random choices follow the seed of a :class:`SeededIndex`, with a mask for every image.
+
+    Args:
+        masking: Options of :class:`MaskSampling`; None for no masks. A key of the dataset rather than a step of the
+            pipeline, so that a config changes one option of it in one line.
+        **kwargs: As for mmengine's ``BaseDataset``.
+    """
+
+    def __init__(self, masking: dict | None = None, **kwargs: object) -> None:
+        self.masking = None if masking is None else MaskSampling(**masking)
+        super().__init__(**kwargs)
 
     def __getitem__(self, idx: int) -> dict:
         """The sample at ``idx``, after the pipeline."""
@@ -29,7 +40,8 @@ class SeededDataset(BaseDataset):
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-        return super().__getitem__(int(idx))
+        sample = super().__getitem__(int(idx))
+        return sample if self.masking is None else self.masking(sample)
 
 
 @DATASETS.register_module()
@@ -41,12 +53,13 @@ class ImageFolder(SeededDataset):
 
     Args:
         data_root: The folder.
-        ann_file: A text file with one image path a line, relative to ``data_root``; only these are used. Saves the
+        folder: A folder in it to use, such as ``'train'``; the whole of it by default.
+        ann_file: A text file with one image path a line, relative to the folder; only these are used. Saves the
             scan of a large folder. A second column (a label) is ignored.
         max_unreadable: Largest share of unreadable images, in [0, 1].
         extensions: Of the files that count as images, lower case.
         max_images: Use the first so many only; all by default.
-        **kwargs: As for mmengine's ``BaseDataset`` (``pipeline``, ...).
+        **kwargs: As for :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ``masking``, ...).
 
     Raises:
         FileNotFoundError: If the folder or the list is missing.
@@ -55,6 +68,7 @@ class ImageFolder(SeededDataset):
 
     def __init__(self,
                  data_root: str,
+                 folder: str = '',
                  ann_file: str = '',
                  max_unreadable: float = 0.01,
                  extensions: Sequence[str] = EXTENSIONS,
@@ -62,19 +76,21 @@ class ImageFolder(SeededDataset):
                  **kwargs: object) -> None:
         if not 0 <= max_unreadable <= 1:
             raise ValueError(f'max_unreadable must be in [0, 1], but is {max_unreadable}')
+        self.folder = folder
         self.max_unreadable = max_unreadable
         self.extensions = tuple(extensions)
         self.max_images = max_images
-        super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
+        self.image_list = ann_file
+        super().__init__(data_root=data_root, **kwargs)
         # Shared with the workers, so that all of them count together.
         self._unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
 
     def load_data_list(self) -> list[dict]:
         """Paths of the images, sorted, one dict each."""
-        root = Path(self.data_root)
+        root = Path(self.data_root, self.folder)
         if not root.is_dir():
             raise FileNotFoundError(f'no folder {root} (data_root); set it with --cfg-options data_root=/your/images')
-        paths = self._listed(root) if self.ann_file else self._found(root)
+        paths = self._listed(root) if self.image_list else self._found(root)
         if not paths:
             raise ValueError(f'no image in {root}: none of its files ends in {", ".join(self.extensions)}')
         return [dict(img_path=path) for path in paths[:self.max_images]]
@@ -86,7 +102,7 @@ class ImageFolder(SeededDataset):
         return sorted(paths)
 
     def _listed(self, root: Path) -> list[str]:
-        path = Path(self.ann_file)
+        path = Path(self.image_list)
         if not path.is_file():
             raise FileNotFoundError(f'no list of images {path} (ann_file)')
         names = []
@@ -128,7 +144,7 @@ class Digits(SeededDataset):
     Args:
         split: ``'train'`` (1,297 images) or ``'test'`` (the other 500), drawn once with a fixed seed.
         img_size: Edge in pixels they are enlarged to.
-        **kwargs: As for mmengine's ``BaseDataset``.
+        **kwargs: As for :class:`SeededDataset` and mmengine's ``BaseDataset``.
     """
 
     METAINFO = dict(classes=tuple('0123456789'))

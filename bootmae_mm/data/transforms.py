@@ -78,7 +78,7 @@ class LoadRGB(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackImage(BaseTransform):
-    """Packs a sample for :func:`collate`: the image as a uint8 tensor (C, H, W), and the mask if there is one.
+    """Packs a sample for :func:`collate`: the image as a uint8 tensor (C, H, W).
 
     Args:
         keys: Other keys to pass on.
@@ -92,9 +92,7 @@ class PackImage(BaseTransform):
         img = results['img']
         img = img[:, :, None] if img.ndim == 2 else img
         packed = dict(inputs=torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1))))
-        for key in ('mask_order', 'mask_roll', 'num_masked', *self.keys):
-            if key in results:
-                packed[key] = results[key]
+        packed.update({key: results[key] for key in self.keys})
         return packed
 
 
@@ -105,7 +103,7 @@ def collate(samples: list[dict]) -> dict:
     The orders of all images are rolled by the draw of the first one: the authors draw once a batch.
 
     Args:
-        samples: Of :class:`PackImage`.
+        samples: Of :class:`PackImage`, with the keys of :class:`MaskSampling` where the dataset has ``masking``.
 
     Returns:
         ``inputs`` (B, C, H, W) uint8, and with masks ``ids_keep`` (B, V) and ``ids_mask`` (B, M), int64.

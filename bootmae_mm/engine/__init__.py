@@ -1,6 +1,9 @@
-"""The engine: schedules, hooks, optimizer constructors."""
+"""The engine: schedules, hooks, optimizers."""
 
-from .hooks import *  # noqa: F403
-from .optimizers import GroupedOptimWrapperConstructor
+from .hooks import BootMAEEMAHook, CurvesHook, FeatureWeightHook, MonitorHook, ReconstructionHook
+from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor
 
-__all__ = ['GroupedOptimWrapperConstructor']
+__all__ = [
+    'AutocastOptimWrapper', 'BootMAEEMAHook', 'CurvesHook', 'FeatureWeightHook', 'GroupedOptimWrapperConstructor',
+    'MonitorHook', 'ReconstructionHook'
+]

@@ -1,7 +1,11 @@
-"""Constructors of optimizer wrappers."""
+"""Wrappers of optimizers, and their constructors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -9,6 +13,36 @@ from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
 from bootmae_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from bootmae_mm.registry import OPTIM_WRAPPERS as BOOTMAE_OPTIM_WRAPPERS
+
+
+@BOOTMAE_OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(OptimWrapper):
+    """Mixed precision without scaling of the loss, which bfloat16 does not need.
+
+    mmengine's ``AmpOptimWrapper`` always has a loss scaler, which waits for the device in every step, and refuses to
+    run on a CPU. For float16 use that one.
+
+    Args:
+        dtype: ``'bfloat16'``, or ``'float32'`` for none.
+        **kwargs: As for ``OptimWrapper``.
+    """
+
+    DTYPES = dict(bfloat16=torch.bfloat16, float32=torch.float32)
+
+    def __init__(self, dtype: str = 'bfloat16', **kwargs: object) -> None:
+        if dtype not in self.DTYPES:
+            raise ValueError(f'dtype must be one of {", ".join(self.DTYPES)}, but is {dtype!r}; '
+                             'for float16 use AmpOptimWrapper')
+        super().__init__(**kwargs)
+        self.dtype = self.DTYPES[dtype]
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast, beside what mmengine does for gradient accumulation."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            yield
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -156,8 +156,8 @@ class BootMAE(BaseModel):
         if mode == 'tensor':
             return self.backbone(inputs)
         if ids_keep is None or ids_mask is None:
-            raise ValueError("no mask in the batch: the pipeline needs `bootmae_mm.MaskSampling` and "
-                             "`bootmae_mm.PackImage`, and the loader collate_fn=dict(type='bootmae_mm.collate')")
+            raise ValueError("no mask in the batch: the dataset needs masking=dict(grid_size=...), and the loader "
+                             "collate_fn=dict(type='bootmae_mm.collate')")
         if mode == 'loss':
             return self.loss(inputs, ids_keep, ids_mask)
         if mode == 'predict':
@@ -214,7 +214,7 @@ class BootMAE(BaseModel):
         total = sum(weight * losses[name] for name, weight in (('pixel_loss', self.pixel_weight),
                                                                ('feature_loss', self.feature_weight))
                     if name in losses)
-        return total, OrderedDict(loss=total, **losses)
+        return total, OrderedDict((name, value.detach()) for name, value in dict(loss=total, **losses).items())
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning rates, and the number of depths; see the backbone."""
@@ -229,5 +229,5 @@ class BootMAE(BaseModel):
                              f'(batch, patches) of a batch of {len(inputs)}')
         if kept + masked != rows * columns or not 0 < masked < rows * columns:
             raise ValueError(f'{kept} kept and {masked} masked patches do not fit an image of {rows} x {columns} '
-                             f'= {rows * columns} patches: 0 < masked < {rows * columns} is needed, and the grid of '
-                             '`bootmae_mm.MaskSampling` must be that of the backbone')
+                             f'= {rows * columns} patches: 0 < masked < {rows * columns} is needed, and grid_size in '
+                             '`masking` of the dataset must be that of the backbone')

@@ -106,23 +106,29 @@ class TargetAwareDecoder(BaseModule):
                         nn.init.xavier_uniform_(part)
                     nn.init.zeros_(module.bias)
 
-    def forward(self, latent: Tensor, context: Tensor | None, ids_mask: Tensor) -> Tensor:
+    def forward(self,
+                latent: Tensor,
+                context: Tensor | None,
+                ids_mask: Tensor,
+                ids_keep: Tensor | None = None) -> Tensor:
         """Predict tokens of the masked patches.
 
         Args:
             latent: The encoder's output for the class token and kept patches, (B, 1 + V, embed_dims).
             context: Outputs of ``context_block``, (B, 1 + V, embed_dims), or None without injection.
             ids_mask: Indices of the masked patches, (B, M).
+            ids_keep: Indices of the kept patches, (B, V), to return their tokens too, for pictures; no loss sees them.
 
         Returns:
-            Tensor (B, M, width), in the order of ``ids_mask``.
+            Tensor (B, M, width), in the order of ``ids_mask``; with ``ids_keep`` (B, V + M, width), the kept ones first.
         """
         masked = self.mask_token + take_tokens(self.pos_embed[:, 1:], ids_mask)
         visible = self.embed(latent)
         x = torch.cat([visible, masked.to(visible.dtype)], dim=1)
         for block in self.blocks[:-1]:
             x = block(x, context)
-        return self.norm(self.blocks[-1](x, context, num_queries=ids_mask.shape[1]))
+        queries = ids_mask.shape[1] + (0 if ids_keep is None else ids_keep.shape[1])
+        return self.norm(self.blocks[-1](x, context, num_queries=queries))
 
 
 @MODELS.register_module()

@@ -1,0 +1,90 @@
+"""What is logged of a training step, and the stop on a non-finite loss; both without waiting for the device."""
+
+from __future__ import annotations
+
+import math
+import resource
+
+import torch
+from mmengine.hooks import LoggerHook, RuntimeInfoHook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from bootmae_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class MonitorHook(RuntimeInfoHook):
+    """mmengine's ``RuntimeInfoHook`` that fetches values from the device once a log interval, and checks them.
+
+    mmengine reads every logged value in every iteration, each of which waits for the device. This hook keeps the
+    tensors and fetches those of a whole interval in one copy, right before the logger needs them, before a checkpoint
+    is written, and at the end. Every value of every iteration still enters the log's averages.
+
+    Also logged: ``grad_norm``, the global L2 norm before the optimizer's step (nothing is clipped), and on a CPU
+    ``memory``, the largest resident size of the main process in MB.
+
+    A loss that is not finite stops the run: at the next fetch, and always before a checkpoint is written, so that
+    no checkpoint comes after one.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the logger's interval and listen to the optimizer."""
+        super().before_train(runner)
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._grad_norm: Tensor | None = None
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        self._interval = min(intervals, default=1)
+        runner.optim_wrapper.optimizer.register_step_pre_hook(self._measure_gradients)
+
+    def _measure_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group['params']
+                     if parameter.grad is not None]
+        self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: dict | None = None,
+                         outputs: dict | None = None) -> None:
+        """Keep the step's values; fetch all that were kept if the logger comes next."""
+        values = {} if outputs is None else {name: value.detach() if isinstance(value, Tensor) else value
+                                             for name, value in outputs.items()}
+        if self._grad_norm is not None:
+            values['grad_norm'] = self._grad_norm
+            self._grad_norm = None
+        self._pending.append((runner.iter + 1, values))
+        if self.every_n_inner_iters(batch_idx, self._interval) or self.end_of_epoch(runner.train_dataloader, batch_idx):
+            self._fetch(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check all losses up to here."""
+        if getattr(self, '_pending', None):
+            self._fetch(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Check the last losses."""
+        self._fetch(runner)
+        super().after_train(runner)
+
+    def _fetch(self, runner: Runner) -> None:
+        pending, self._pending = self._pending, []
+        tensors = [value.float().reshape(()) for _, values in pending for value in values.values()
+                   if isinstance(value, Tensor)]
+        fetched = iter(torch.stack(tensors).tolist() if tensors else [])
+        for iteration, values in pending:
+            numbers = {name: next(fetched) if isinstance(value, Tensor) else value for name, value in values.items()}
+            if not math.isfinite(numbers.get('loss', 0.0)):
+                self._stop(runner, iteration, numbers)
+            for name, number in numbers.items():
+                runner.message_hub.update_scalar(f'train/{name}', number)
+        if not torch.cuda.is_available():
+            runner.message_hub.update_scalar(
+                'train/memory', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+    @staticmethod
+    def _stop(runner: Runner, iteration: int, numbers: dict[str, float]) -> None:
+        values = ', '.join(f'{name} {number:.6g}' for name, number in numbers.items())
+        last = runner.message_hub.runtime_info.get('last_ckpt') or 'none was written yet'
+        raise FloatingPointError(f'the loss is not finite at iteration {iteration}: {values}. '
+                                 f'Last good checkpoint: {last}')

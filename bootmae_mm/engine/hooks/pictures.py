@@ -1,0 +1,73 @@
+"""Hooks that leave pictures: reconstructions during training, curves at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from bootmae_mm.data.samplers import SeededIndex
+from bootmae_mm.data.transforms import collate
+from bootmae_mm.registry import HOOKS
+from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
+
+from .teacher import unwrapped
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Writes a picture of reconstructions to the visualizer (local files, TensorBoard) during training.
+
+    Always the same images with the same crops and masks, taken from the training set.
+
+    Args:
+        interval: Epochs between two pictures; also one at the end.
+        num_images: Rows of the picture.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, interval: int = 20, num_images: int = 4) -> None:
+        if interval < 1 or num_images < 1:
+            raise ValueError(f'interval and num_images must be at least 1, but are {interval} and {num_images}')
+        self.interval = interval
+        self.num_images = num_images
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Draw, if it is time."""
+        if self.every_n_epochs(runner, self.interval) or runner.iter + 1 >= runner.max_iters:
+            self._draw(runner)
+
+    @master_only
+    @torch.no_grad()
+    def _draw(self, runner: Runner) -> None:
+        model = unwrapped(runner.model)
+        if getattr(model, 'pixel_head', None) is None:
+            return
+        dataset = runner.train_dataloader.dataset
+        with torch.random.fork_rng(devices=[]):
+            batch = collate([dataset[SeededIndex(i, seed=i)] for i in range(min(self.num_images, len(dataset)))])
+        batch = model.data_preprocessor(batch)
+        was_training = model.training
+        model.eval()
+        panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
+        model.train(was_training)
+        runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=runner.epoch + 1)
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Draws losses, learning rate, decay and norms of the whole run, resumed parts too, to ``curves.png``."""
+
+    priority = 'LOWEST'
+
+    @master_only
+    def after_run(self, runner: Runner) -> None:
+        """Draw the scalars that the visualizer left in the work_dir."""
+        scalars = read_scalars(runner.work_dir)
+        if scalars:
+            path = draw_curves(scalars, Path(runner.work_dir) / 'curves.png')
+            runner.logger.info(f'curves: {path}')

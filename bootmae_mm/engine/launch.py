@@ -1,0 +1,124 @@
+"""From a command line to a Runner: what tools/train.py and tools/test.py share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
+
+from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share, named as in mmpretrain."""
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override keys of the config, e.g. data_root=/images train_dataloader.batch_size=64')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by launchers, not by hand')
+
+
+def read_config(path: str, options: dict, work_dir: str | None = None, launcher: str = 'none') -> Config:
+    """Read a config and apply the command line to it.
+
+    ``data_root`` in ``options`` reaches every dataset that had the config's ``data_root``; mmengine alone would change
+    the top-level key, which nothing reads.
+
+    Args:
+        path: Of the config.
+        options: Of ``--cfg-options``.
+        work_dir: Of ``--work-dir``.
+        launcher: Of ``--launcher``.
+
+    Returns:
+        The config, ready for a Runner.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If an option names a top-level key that does not exist.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no config {path}')
+    cfg = Config.fromfile(path)
+    known = set(cfg) | set(inspect.signature(Runner.__init__).parameters)
+    for key in options:
+        top = key.split('.')[0]
+        if top not in known:
+            close = difflib.get_close_matches(top, known, n=1)
+            raise ValueError(f'unknown key {top!r} in --cfg-options'
+                             + (f'; did you mean {close[0]!r}?' if close else ''))
+    old_root = cfg.get('data_root')
+    cfg.merge_from_dict(options)
+    if 'data_root' in options and old_root is not None:
+        for loader in LOADERS:
+            if cfg.get(loader) is not None:
+                _replace_root(cfg[loader].get('dataset', {}), old_root, options['data_root'])
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    return cfg
+
+
+def _replace_root(node: ConfigDict | list, old: str, new: str) -> None:
+    """Replace ``data_root`` wherever a nested dataset (of a wrapper, say) has the old one."""
+    if isinstance(node, dict):
+        if node.get('data_root') == old:
+            node['data_root'] = new
+        for value in node.values():
+            _replace_root(value, old, new)
+    elif isinstance(node, list):
+        for value in node:
+            _replace_root(value, old, new)
+
+
+def prepare(cfg: Config) -> None:
+    """Fit a config to this machine and start what the Runner cannot start by itself.
+
+    Without a GPU: several processes talk through gloo (mmengine would ask for CUDA), float16 training, which needs a
+    GPU, is refused, and memory is not pinned.
+
+    Args:
+        cfg: Of :func:`read_config`, changed in place.
+
+    Raises:
+        ValueError: If more processes than GPUs were started, or float16 is wanted without a GPU.
+    """
+    allow_mmengine_checkpoints()
+    if torch.cuda.is_available():
+        local_rank, count = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+        if cfg.launcher == 'pytorch' and local_rank >= count:
+            raise ValueError(f'process {local_rank} of this machine has no GPU: there are {count}')
+        return
+    if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
+        raise ValueError('AmpOptimWrapper needs a GPU, and there is none; on a CPU use '
+                         "--cfg-options optim_wrapper.type=OptimWrapper, or bfloat16 with "
+                         '`bootmae_mm.AutocastOptimWrapper`')
+    for loader in LOADERS:
+        if cfg.get(loader) is not None:
+            cfg[loader]['pin_memory'] = False
+    if cfg.launcher == 'pytorch':
+        torch.distributed.init_process_group('gloo')
+        # Devices are for GPUs only; mmengine names one always.
+        cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or {}, type='MMDistributedDataParallel',
+                                     device_ids=None)
+
+
+def use_amp(cfg: Config) -> None:
+    """Turn mixed precision on (``--amp``): bfloat16 where nothing is set, else what the config says."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+        wrapper.type = 'bootmae_mm.AutocastOptimWrapper'
+        wrapper.dtype = 'bfloat16'

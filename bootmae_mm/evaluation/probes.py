@@ -1,0 +1,103 @@
+"""Probes of frozen features: k nearest neighbours and a linear classifier."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def pooled_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Mean of the patch tokens after the last block, before the final norm.
+
+    Args:
+        backbone: A :class:`BootMAEViT`.
+        images: Normalised, (N, C, H, W).
+        batch_size: Images at a time.
+
+    Returns:
+        Tensor (N, D), float32, on the CPU.
+    """
+    backbone.eval()
+    everything = torch.arange(backbone.grid_size[0] * backbone.grid_size[1], device=images.device)
+    features = []
+    for batch in images.split(batch_size):
+        tokens = backbone.encode_patches(batch, everything.expand(len(batch), -1))
+        features.append(tokens.mean(dim=1).float().cpu())
+    return torch.cat(features)
+
+
+def knn_accuracy(train: Tensor,
+                 train_labels: Tensor,
+                 test: Tensor,
+                 test_labels: Tensor,
+                 k: int = 10,
+                 temperature: float = 0.07,
+                 batch_size: int = 1024) -> float:
+    """Accuracy of a weighted vote of the k nearest neighbours by cosine.
+
+    A neighbour's vote weighs exp(cosine / temperature). Source: the protocol of Wu et al. 2018 (arXiv 1805.01978).
+
+    Args:
+        train: (N, D).
+        train_labels: (N,), int64.
+        test: (K, D).
+        test_labels: (K,), int64.
+        k: Number of neighbours, at most N.
+        temperature: See above.
+        batch_size: Test images at a time, so that no N x K matrix is made.
+
+    Returns:
+        Share of the test images that are right, in 0..1.
+
+    Raises:
+        ValueError: If k is not in 1..N.
+    """
+    if not 1 <= k <= len(train):
+        raise ValueError(f'k must be in 1..{len(train)}, but is {k}')
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
+    right = 0
+    for features, labels in zip(test.split(batch_size), test_labels.split(batch_size), strict=True):
+        cosine, nearest = (features @ train.T).topk(k, dim=1)
+        votes = torch.zeros(len(features), classes)
+        votes.scatter_add_(1, train_labels[nearest], (cosine / temperature).exp())
+        right += int((votes.argmax(dim=1) == labels).sum())
+    return right / len(test)
+
+
+def linear_accuracy(train: Tensor,
+                    train_labels: Tensor,
+                    test: Tensor,
+                    test_labels: Tensor,
+                    labels_per_class: int | None = None,
+                    seeds: int = 5) -> float:
+    """Accuracy of logistic regression on standardised features (scikit-learn's, C = 1).
+
+    Args:
+        train: (N, D).
+        train_labels: (N,), int64.
+        test: (K, D).
+        test_labels: (K,), int64.
+        labels_per_class: Use so many labels of each class only, drawn with each seed; all by default.
+        seeds: The mean over so many draws is returned.
+
+    Returns:
+        Share of the test images that are right, in 0..1.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    x, y, labels = train.numpy(), train_labels.numpy(), test_labels.numpy()
+    scores = []
+    for seed in range(seeds if labels_per_class else 1):  # all labels leave nothing to draw
+        chosen = np.arange(len(y))
+        if labels_per_class:
+            rng = np.random.RandomState(seed)
+            chosen = np.concatenate([rng.permutation(np.flatnonzero(y == c))[:labels_per_class] for c in np.unique(y)])
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        classifier.fit(x[chosen], y[chosen])
+        scores.append(float((classifier.predict(test.numpy()) == labels).mean()))
+    return float(np.mean(scores))

@@ -1,0 +1,68 @@
+"""Curves of a training run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+# Panels of the picture: title, the scalars in it, logarithmic or not.
+GROUPS = (
+    ('losses', ('loss', 'pixel_loss', 'feature_loss'), False),
+    ('learning rate', ('lr',), False),
+    ('1 - decay of the teacher', ('ema_decay',), True),
+    ('weight of the feature loss', ('feature_weight',), False),
+    ('norm of the gradient', ('grad_norm',), True),
+    ('features: mean norm of a patch', ('feature_pred_norm', 'feature_target_norm'), True),
+)
+
+
+def read_scalars(work_dir: str | Path) -> list[dict]:
+    """Scalars that mmengine's local visualizer left below a work_dir, by iteration.
+
+    Args:
+        work_dir: Of one or several runs; where they overlap (a resumed run), the later one counts.
+
+    Returns:
+        One dict an entry of the log, sorted by ``step``.
+    """
+    by_step: dict[int, dict] = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if 'loss' in entry and 'step' in entry:
+                by_step[entry['step']] = entry
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def draw_curves(scalars: list[dict], path: str | Path) -> Path:
+    """Draw losses, learning rate, decay, feature weight and norms over iterations into one PNG.
+
+    Args:
+        scalars: Of :func:`read_scalars`.
+        path: Of the picture.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    groups = [(title, [name for name in names if name in scalars[-1]], log) for title, names, log in GROUPS]
+    groups = [group for group in groups if group[1]]
+    rows = -(-len(groups) // 2)
+    figure = Figure(figsize=(11, 3 * rows), layout='constrained')
+    FigureCanvasAgg(figure)
+    for index, (title, names, log) in enumerate(groups):
+        axes = figure.add_subplot(rows, 2, index + 1)
+        for name in names:
+            entries = [entry for entry in scalars if name in entry]
+            values = [1 - entry[name] if name == 'ema_decay' else entry[name] for entry in entries]
+            axes.plot([entry['step'] for entry in entries], values, label=name, linewidth=1.2)
+        if log:
+            axes.set_yscale('log')
+        if len(names) > 1:
+            axes.legend(frameon=False)
+        axes.set(title=title, xlabel='iteration')
+        axes.grid(alpha=0.3)
+    path = Path(path)
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,30 @@
+default_scope = 'mmpretrain'
+
+default_hooks = dict(
+    # Decay of the momentum encoder: 0.999 -> 0.9999 over 100 epochs, and for B on to 0.99999 at epoch 400.
+    ema=dict(type='bootmae_mm.BootMAEEMAHook', decay=[(0, 0.999), (100, 0.9999), (400, 0.99999)]),
+    # Weight of the feature loss: up to 1 over the first quarter.
+    feature_weight=dict(type='bootmae_mm.FeatureWeightHook', weight=1.0, ramp=0.25),
+    runtime_info=dict(type='bootmae_mm.MonitorHook'),
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=100),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    reconstruction=dict(type='bootmae_mm.ReconstructionHook', interval=20, num_images=4),
+    curves=dict(type='bootmae_mm.CurvesHook'))
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    # On a machine without GPUs the tools use gloo instead.
+    dist_cfg=dict(backend='nccl'))
+
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+visualizer = dict(type='Visualizer', vis_backends=vis_backends)
+
+log_level = 'INFO'
+load_from = None
+resume = False
+# Fixed, so that a run can be repeated and resumed exactly.
+randomness = dict(seed=0)

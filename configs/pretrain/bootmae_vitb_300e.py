@@ -1,0 +1,8 @@
+# 300 epochs. Warm-up of 40 epochs: our choice, the paper has 800 epochs only.
+_base_ = './bootmae_vitb.py'
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-4, by_epoch=True, begin=40, end=300, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=300)

@@ -1,0 +1,15 @@
+# ViT-L/16: deeper and wider, a higher peak-to-end ratio of lr, and a decay that stays at 0.9999.
+_base_ = './bootmae_vitb.py'
+
+model = dict(backbone=dict(arch='l'))
+
+# 8 GPUs x 128 images x 4 = 4096
+train_dataloader = dict(batch_size=128)
+optim_wrapper = dict(accumulative_counts=4)
+auto_scale_lr = dict(base_batch_size=1024)
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=40, end=800, convert_to_iter_based=True),
+]
+default_hooks = dict(ema=dict(decay=[(0, 0.999), (100, 0.9999)]))

@@ -1,0 +1,8 @@
+# 100 epochs. Warm-up of 20 epochs: our choice, the paper has 800 epochs only.
+_base_ = './bootmae_vitl.py'
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20, end=100, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=100)

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Evaluate a checkpoint with the test set and metrics of a config.
+
+For pretraining these are the losses on held-out images.
+
+Examples:
+    python tools/test.py configs/pretrain/bootmae_vitb.py work_dirs/bootmae_vitb/epoch_800.pth
+    tools/dist_test.sh configs/pretrain/bootmae_vitb.py work_dirs/bootmae_vitb/epoch_800.pth 8
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+
+def main() -> None:
+    from bootmae_mm.engine.launch import common_arguments, prepare, read_config
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common_arguments(parser)
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('--out', help='write the metrics to this JSON file')
+    args = parser.parse_args()
+    from mmengine.fileio import dump
+    from mmengine.runner import Runner
+    try:
+        cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        if not Path(args.checkpoint).is_file():
+            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
+        cfg.load_from = args.checkpoint
+        cfg.resume = False
+        prepare(cfg)
+        metrics = Runner.from_cfg(cfg).test()
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+    if args.out:
+        dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Train: pretraining, or any other config of mmengine.
+
+Examples:
+    python tools/train.py configs/pretrain/bootmae_vitb_folder.py --cfg-options data_root=/your/images
+    tools/dist_train.sh configs/pretrain/bootmae_vitb.py 8
+"""
+from __future__ import annotations
+
+import argparse
+import traceback
+from pathlib import Path
+
+import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+
+def parse_args() -> argparse.Namespace:
+    from bootmae_mm.engine.launch import common_arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a path from the latest in the work_dir')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16) where the config has none')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale lr to the batch of this run; see auto_scale_lr in the config')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from mmengine.runner import Runner
+
+    from bootmae_mm.engine.launch import prepare, read_config, use_amp
+    try:
+        cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        if args.amp:
+            use_amp(cfg)
+        if args.auto_scale_lr:
+            if 'auto_scale_lr' not in cfg:
+                raise ValueError(f'{args.config} has no auto_scale_lr')
+            cfg.auto_scale_lr.enable = True
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == 'auto' else args.resume
+            if cfg.load_from and not Path(cfg.load_from).is_file():
+                raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
+        elif cfg.get('load_from') and not Path(cfg.load_from).is_file() and '://' not in cfg.load_from:
+            raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+    try:
+        prepare(cfg)
+        Runner.from_cfg(cfg).train()
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+        # The traceback for whoever needs it, and below it one clear line.
+        traceback.print_exc()
+        raise SystemExit(f'error: {str(error).strip().splitlines()[-1]}') from None
+
+
+if __name__ == '__main__':
+    main()
