@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 
@@ -104,3 +107,68 @@ def load_encoder(encoder: nn.Module, path: str | Path, prefix: str = 'backbone.'
     encoder.load_state_dict({name: state[name] for name in wanted})
     unused = sorted(set(state) - set(wanted))
     return f'{len(wanted)} of {len(wanted)} weights loaded from {path}, {len(unused)} not used {unused[:3]}'
+
+
+def config_of(checkpoint: dict) -> Config:
+    """The config that mmengine's Runner wrote into a checkpoint, read as data.
+
+    ``Config.fromstring`` would run the text as Python. Written by mmengine it only holds assignments of literals and
+    ``dict(...)``, and nothing else is accepted here.
+
+    Raises:
+        ValueError: If there is no config, or it holds anything else.
+    """
+    text = checkpoint.get('meta', {}).get('cfg')
+    if not isinstance(text, str):
+        raise ValueError('the checkpoint holds no config; name one with --config')
+    values = {}
+    for statement in ast.parse(text).body:
+        if not (isinstance(statement, ast.Assign) and len(statement.targets) == 1
+                and isinstance(statement.targets[0], ast.Name)):
+            raise ValueError(f'line {statement.lineno} of the config in the checkpoint is no assignment')
+        values[statement.targets[0].id] = _literal(statement.value)
+    return Config(values)
+
+
+def _literal(node: ast.expr) -> Any:  # noqa: ANN401
+    """The value of a literal, in which ``dict(a=1)`` may stand for ``{'a': 1}``."""
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
+            raise ValueError(f'line {node.lineno} of the config in the checkpoint calls something')
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(item) for item in node.elts)
+    if isinstance(node, ast.Dict):
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)
+                if key is not None}
+    return ast.literal_eval(node)
+
+
+def load_model(path: str | Path, config: str | Path | None = None) -> tuple[nn.Module, Config]:
+    """Build a pretraining model and fill it from a checkpoint of this project; every weight must come from it.
+
+    Args:
+        path: Of the checkpoint.
+        config: Of a config; by default the one in the checkpoint is used.
+
+    Returns:
+        The model in eval mode, and its config.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the checkpoint does not fit.
+    """
+    from bootmae_mm.registry import MODELS
+    checkpoint = load_file(path)
+    if config is not None and not Path(config).is_file():
+        raise FileNotFoundError(f'no config {config}')
+    cfg = config_of(checkpoint) if config is None else Config.fromfile(config)
+    model = MODELS.build(cfg.model)
+    try:
+        model.load_state_dict(checkpoint.get('state_dict', checkpoint))
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'{path} does not fit the model: {reason[:300]}') from error
+    return model.eval(), cfg

@@ -16,17 +16,18 @@ GROUPS = (
 )
 
 
-def read_scalars(work_dir: str | Path) -> list[dict]:
+def read_scalars(work_dir: str | Path, run: str = '*') -> list[dict]:
     """Scalars that mmengine's local visualizer left below a work_dir, by iteration.
 
     Args:
-        work_dir: Of one or several runs; where they overlap (a resumed run), the later one counts.
+        work_dir: Of one or several runs.
+        run: Time stamp of a run; all by default. Where they overlap (a resumed run), the later one counts.
 
     Returns:
         One dict an entry of the log, sorted by ``step``.
     """
     by_step: dict[int, dict] = {}
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+    for path in sorted(Path(work_dir).glob(f'{run}/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             if 'loss' in entry and 'step' in entry:

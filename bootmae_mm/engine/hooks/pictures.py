@@ -67,7 +67,7 @@ class CurvesHook(Hook):
     @master_only
     def after_run(self, runner: Runner) -> None:
         """Draw the scalars that the visualizer left in the work_dir."""
-        scalars = read_scalars(runner.work_dir)
+        scalars = read_scalars(runner.work_dir, run='*' if runner._resume else runner.timestamp)
         if scalars:
             path = draw_curves(scalars, Path(runner.work_dir) / 'curves.png')
             runner.logger.info(f'curves: {path}')

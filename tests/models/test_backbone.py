@@ -1,0 +1,102 @@
+import pytest
+import torch
+from mmpretrain.models import VisionTransformer
+
+from bootmae_mm.models import BootMAEViT
+from tests.conftest import TINY_ARCH, random_batch
+
+
+@pytest.fixture
+def vit():
+    vit = BootMAEViT(arch=dict(TINY_ARCH), img_size=(32, 48), patch_size=8, out_type='raw', final_norm=True)
+    vit.init_weights()
+    vit.eval()
+    return vit
+
+
+def test_weights_load_in_mmpretrain_and_give_the_same_features(vit):
+    other = VisionTransformer(arch=dict(TINY_ARCH), img_size=(32, 48), patch_size=8, out_type='raw')
+    assert vit.state_dict().keys() == other.state_dict().keys()
+    other.load_state_dict(vit.state_dict())
+    images = torch.randn(2, 3, 32, 48)
+    torch.testing.assert_close(vit(images)[0], other(images)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_of_the_whole_image_are_those_of_the_plain_forward(vit):
+    images, ids = torch.randn(2, 3, 32, 48), torch.tensor([[5, 0, 23], [7, 8, 9]])
+    wanted = vit(images)[0]  # after the final norm
+    found = vit.encode_patches(images, ids, norm=True)
+    torch.testing.assert_close(found[0], wanted[0, 1 + ids[0]])
+    torch.testing.assert_close(found[1], wanted[1, 1 + ids[1]])
+    torch.testing.assert_close(vit.ln1(vit.encode_patches(images, ids)), found)
+
+
+def test_visible_pass_of_all_patches_is_the_plain_forward(vit):
+    images = torch.randn(2, 3, 32, 48)
+    everything = torch.arange(24).expand(2, -1)
+    latent, context = vit.encode_visible(images, everything, {0, 2})
+    torch.testing.assert_close(latent, vit(images)[0])
+    torch.testing.assert_close(vit.ln1(context[2]), latent)
+    assert set(context) == {0, 2}
+    assert not torch.allclose(context[0], context[2])
+
+
+def test_masked_pixels_do_not_reach_the_student(vit):
+    batch = random_batch()
+    before, _ = vit.encode_visible(batch['inputs'], batch['ids_keep'])
+    changed = batch['inputs'].clone()
+    for image, ids in zip(changed, batch['ids_mask'], strict=True):
+        for patch in ids.tolist():
+            row, column = divmod(patch, 6)
+            image[:, 8 * row:8 * row + 8, 8 * column:8 * column + 8] = 1e4
+    after, _ = vit.encode_visible(changed, batch['ids_keep'])
+    assert torch.equal(before, after)
+
+
+def test_order_of_kept_patches_does_not_matter(vit):
+    batch = random_batch()
+    latent, _ = vit.encode_visible(batch['inputs'], batch['ids_keep'])
+    flipped, _ = vit.encode_visible(batch['inputs'], batch['ids_keep'].flip(1))
+    torch.testing.assert_close(flipped[:, 1:].flip(1), latent[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flipped[:, 0], latent[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_initial_weights():
+    vit = BootMAEViT(arch=dict(embed_dims=96, num_layers=1, num_heads=4, feedforward_channels=384), img_size=32,
+                     patch_size=8)
+    vit.init_weights()
+    layer = vit.layers[0]
+    for weight, bound in ((layer.attn.qkv.weight, (6 / (96 + 96))**0.5), (layer.attn.proj.weight, (6 / 192)**0.5),
+                          (layer.ffn.layers[1].weight, (6 / (96 + 384))**0.5),
+                          (vit.patch_embed.projection.weight, (6 / (3 * 64 + 96))**0.5)):
+        assert 0.97 * bound < weight.abs().max() <= bound
+        assert abs(weight.std() / (bound / 3**0.5) - 1) < 0.05  # uniform
+    assert layer.attn.qkv.bias.abs().max() == 0
+    assert vit.cls_token.abs().max() < 1e-5
+    assert not vit.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize(('name', 'dims', 'layers', 'heads'), [('t', 192, 12, 3), ('s', 384, 12, 6), ('b', 768, 12, 12),
+                                                               ('l', 1024, 24, 16), ('h', 1280, 32, 16)])
+def test_standard_archs(name, dims, layers, heads):
+    arch = BootMAEViT.arch_zoo[name]
+    assert (arch['embed_dims'], arch['num_layers'], arch['num_heads'], arch['feedforward_channels']) == (
+        dims, layers, heads, 4 * dims)
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(arch='gigantic'), 'unknown arch'),
+    (dict(arch=dict(embed_dims=24)), 'custom arch'),
+    (dict(arch={**TINY_ARCH, 'num_heads': 5}), 'not divisible by num_heads'),
+    (dict(arch={**TINY_ARCH, 'num_layers': 0}), 'positive ints'),
+    (dict(arch={**TINY_ARCH, 'embed_dims': 30, 'num_heads': 3}), 'divisible by 4'),
+    (dict(img_size=50), 'not divisible by patch_size'),
+])
+def test_impossible_configs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        BootMAEViT(**{**dict(arch=dict(TINY_ARCH), img_size=32, patch_size=8), **changes})
+
+
+def test_wrong_image_size_is_one_clear_line(vit):
+    with pytest.raises(ValueError, match=r'32, 48.*img_size'):
+        vit.encode_visible(torch.randn(1, 3, 32, 32), torch.zeros(1, 2, dtype=torch.long))

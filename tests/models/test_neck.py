@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from bootmae_mm.models import BootMAENeck
+from bootmae_mm.models.neck import TargetAwareDecoder
+
+FACTS = dict(embed_dims=24, num_layers=3, num_heads=3, grid_size=(4, 6))
+
+
+def inputs(visible=7, masked=17):
+    ids = torch.rand(2, 24).argsort(dim=1)
+    context = {block: torch.randn(2, 1 + visible, 24) for block in range(3)}
+    return torch.randn(2, 1 + visible, 24), context, ids[:, visible:]
+
+
+def test_shapes_widths_and_default_blocks():
+    neck = BootMAENeck(**FACTS)
+    assert neck.widths == dict(pixel=512, feature=24)
+    assert neck.context_blocks == {0, 2}
+    latent, context, ids = inputs()
+    decoded = neck(latent, context, ids)
+    assert decoded['pixel'].shape == (2, 17, 512)
+    assert decoded['feature'].shape == (2, 17, 24)
+
+
+def test_shortened_last_block_equals_the_whole_one():
+    decoder = TargetAwareDecoder(24, 16, 2, 3, (4, 6), context_block=0)
+    latent, context, ids = inputs()
+    kept = torch.tensor([sorted(set(range(24)) - set(row.tolist())) for row in ids])
+    short = decoder(latent, context[0], ids)
+    whole = decoder(latent, context[0], ids, ids_keep=kept)
+    assert whole.shape == (2, 24, 16)
+    torch.testing.assert_close(whole[:, 7:], short)
+
+
+def test_each_decoder_hears_its_own_block():
+    neck = BootMAENeck(**FACTS, pixel=dict(width=16, context_block=0), feature=dict(context_block=2))
+    latent, context, ids = inputs()
+    before = neck(latent, context, ids)
+    other = {**context, 0: torch.randn(2, 8, 24)}
+    after = neck(latent, other, ids)
+    assert not torch.allclose(before['pixel'], after['pixel'])
+    assert torch.equal(before['feature'], after['feature'])
+
+
+def test_injection_off_leaves_no_cross_attention():
+    neck = BootMAENeck(**FACTS, pixel=dict(width=16, context_block=None), feature=None)
+    assert neck.context_blocks == set()
+    assert not [name for name, _ in neck.named_parameters() if 'cross' in name or 'context' in name]
+    latent, context, ids = inputs()
+    assert neck(latent, {}, ids)['pixel'].shape == (2, 17, 16)
+
+
+def test_mask_tokens_differ_by_their_place_only():
+    decoder = TargetAwareDecoder(24, 16, 1, 4, (4, 6), context_block=None)
+    latent, _, _ = inputs()
+    same = decoder(latent, None, torch.tensor([[3, 3], [5, 9]]))
+    torch.testing.assert_close(same[0, 0], same[0, 1])
+    assert not torch.allclose(same[1, 0], same[1, 1])
+
+
+def test_initial_weights():
+    decoder = TargetAwareDecoder(24, 16, 1, 3, (4, 6), context_block=0)
+    decoder.init_weights()
+    attention = decoder.blocks[0].self_attn  # k and v of width 15 each on their own, as the authors' q, k, v
+    assert attention.kv.weight.abs().max() > (6 / (2 * 15 + 16))**0.5
+    assert attention.kv.weight.abs().max() <= (6 / (15 + 16))**0.5
+    assert decoder.blocks[0].cross_attn.kv.weight.abs().max() <= (6 / (2 * 15 + 24))**0.5
+    assert 0 < decoder.mask_token.abs().max() <= 0.02
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(pixel=None, feature=None), 'both are None'),
+    (dict(pixel=dict(widht=8)), 'unknown option'),
+    (dict(pixel=dict(context_block=3)), 'not a block'),
+    (dict(feature=dict(context_block=-4)), 'not a block'),
+    (dict(pixel=dict(depth=0)), 'depth'),
+    (dict(pixel=dict(width=18)), 'divisible by 4'),
+])
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        BootMAENeck(**FACTS, **options)

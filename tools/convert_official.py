@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Convert pretraining checkpoints of the authors (LightDXY/BootMAE) to this project's form, and back.
+
+Theirs hold `model`, `model_ema` and an argparse Namespace. Files are read without running code from them. What this
+project has no use for (decoders of model_ema, optimizer, arguments) is kept, so that the way back is exact.
+
+Examples:
+    python tools/convert_official.py checkpoint-799.pth bootmae_vitb.pth
+    python tools/convert_official.py bootmae_vitb.pth checkpoint-799.pth --to official
+"""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import bootmae_mm  # noqa: F401  registers what the imports below need
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', help='checkpoint to read')
+    parser.add_argument('target', help='checkpoint to write')
+    parser.add_argument('--to', choices=['project', 'official'], default='project', help='direction')
+    parser.add_argument('--quiet', action='store_true', help='do not list where each key went')
+    args = parser.parse_args()
+
+    import torch
+
+    from bootmae_mm.interop.checkpoint import load_file
+    from bootmae_mm.interop.official import to_official, to_project
+    try:
+        conversion = (to_project if args.to == 'project' else to_official)(load_file(args.source))
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    target = Path(args.target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + '.part')
+    torch.save(conversion.checkpoint, temporary)
+    os.replace(temporary, target)
+    if not args.quiet:
+        width = max(len(source) for source, _ in conversion.moves)
+        for source, place in conversion.moves:
+            print(f'{source:{width}} -> {place}')
+    print(f'{len(conversion.moves)} keys of {args.source} -> {target}')
+
+
+if __name__ == '__main__':
+    main()
