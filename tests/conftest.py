@@ -89,7 +89,7 @@ data_root = {data!r}
 model = {model!r}
 train_pipeline = [
     dict(type='bootmae_mm.LoadRGB'),
-    dict(type='RandomResizedCrop', scale=(48, 32), crop_ratio_range=(0.2, 1.0), backend='pillow'),
+    dict(type='RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0), backend='pillow'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
@@ -104,7 +104,7 @@ test_dataloader = dict(
     collate_fn=dict(type='bootmae_mm.collate'),
     dataset=dict(
         type='bootmae_mm.ImageFolder', data_root=data_root, masking=masking,
-        pipeline=[train_pipeline[0], dict(type='CenterCrop', crop_size=(32, 48)), train_pipeline[-1]]))
+        pipeline=[train_pipeline[0], dict(type='CenterCrop', crop_size=(48, 32)), train_pipeline[-1]]))
 test_evaluator = dict(type='bootmae_mm.PretrainLoss')
 test_cfg = dict()
 optim_wrapper = dict(
@@ -116,7 +116,7 @@ param_scheduler = [
 train_cfg = dict(by_epoch=True, max_epochs={epochs})
 default_hooks = dict(
     ema=dict(decay=[(0, 0.5), (2, 0.9)]), feature_weight=dict(weight=0.7, ramp=0.5), logger=dict(interval=1),
-    checkpoint=dict(interval=1, max_keep_ckpts=-1), reconstruction=None, curves=None)
+    checkpoint=dict(interval=1, max_keep_ckpts=-1), reconstruction=dict(interval=2, num_images=2))
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
 '''
 

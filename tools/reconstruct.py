@@ -71,7 +71,7 @@ def load_batch(paths: list[str], size: tuple[int, int], masking: dict, seed: int
     pipeline = Compose([
         dict(type='bootmae_mm.LoadRGB'),
         dict(type='ResizeEdge', scale=max(height, width), edge='short', backend='pillow', interpolation='bicubic'),
-        dict(type='CenterCrop', crop_size=(height, width)),
+        dict(type='CenterCrop', crop_size=(width, height)),  # this one takes the width first
         dict(type='bootmae_mm.PackImage'),
     ])
     mask = MaskSampling(**masking)

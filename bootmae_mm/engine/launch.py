@@ -67,6 +67,9 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
         for loader in LOADERS:
             if cfg.get(loader) is not None:
                 _replace_root(cfg[loader].get('dataset', {}), old_root, options['data_root'])
+    # mmengine takes None for its own hooks only; here it switches off any.
+    if 'default_hooks' in cfg:
+        cfg.default_hooks = {name: hook for name, hook in cfg.default_hooks.items() if hook is not None}
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     return cfg

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import argparse
 import ast
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 
-def safe_globals() -> list:
-    """Classes, beside tensors and plain containers, that a checkpoint may hold.
+def _history_method(owner: type, name: str) -> Callable:
+    """Stands for ``getattr`` while a file is read: a statistic of mmengine's log history, and nothing else.
 
-    mmengine's training checkpoints hold its log history (numpy arrays); the authors' hold an argparse Namespace. None
-    of these runs code of the file's choosing when it is loaded.
+    mmengine pickles references to methods of ``HistoryBuffer``, which takes ``getattr``; the real one would let a file
+    reach anything.
     """
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
+    if owner is not HistoryBuffer or name not in HistoryBuffer()._statistics_methods:
+        raise pickle.UnpicklingError(f'the file asks for {name!r} of {owner!r}')
+    return getattr(HistoryBuffer, name)
+
+
+def safe_globals() -> list:
+    """What a checkpoint may hold beside tensors and plain containers.
+
+    mmengine's training checkpoints hold its log history (numpy arrays, references to methods); the authors' hold an
+    argparse Namespace. None of these runs code of the file's choosing when it is loaded.
+    """
     reconstruct = np.empty(0).__reduce__()[0]  # its module was renamed between versions of numpy
-    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool', 'uint8')]
     scalar = np.float64(0).__reduce__()[0]
-    return [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes, argparse.Namespace]
+    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool', 'uint8')]
+    return [HistoryBuffer, (_history_method, 'builtins.getattr'), np.ndarray, np.dtype, reconstruct, scalar, *dtypes,
+            argparse.Namespace]
 
 
 def allow_mmengine_checkpoints() -> None:

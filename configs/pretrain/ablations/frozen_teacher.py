@@ -4,4 +4,3 @@
 _base_ = '../bootmae_vitb.py'
 
 model = dict(teacher=dict(checkpoint='checkpoints/mae_vitb.pth', prefix='backbone.'))
-default_hooks = dict(ema=None)

@@ -2,4 +2,3 @@
 _base_ = '../bootmae_vitb.py'
 
 model = dict(neck=dict(pixel=None), pixel_head=None)
-default_hooks = dict(reconstruction=None)
