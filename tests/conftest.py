@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 # Before torch is imported: tests run on two cores, and tiny tensors gain nothing from threads.
@@ -127,3 +128,22 @@ def run_config(path: Path, data: Path, model: dict | None = None, **options) -> 
     values.update(options)
     path.write_text(RUN_CONFIG.format(root=ROOT, data=str(data), model=model or tiny_config(), **values))
     return path
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Run a script of tools/ in this process: returns its exit status, standard output and last line of error."""
+
+    def run(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr('sys.argv', [name, *map(str, arguments)])
+        capsys.readouterr()
+        status, message = 0, ''
+        try:
+            runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+        except SystemExit as end:
+            status, message = (end.code, '') if isinstance(end.code, int) else (1, str(end.code or ''))
+            status = 0 if end.code is None else status
+        captured = capsys.readouterr()
+        return status, captured.out, message
+
+    return run

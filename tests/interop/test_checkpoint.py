@@ -1,0 +1,103 @@
+import os
+import pickle
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from bootmae_mm.interop.checkpoint import config_of, encoder_state, load_encoder, load_file, load_model
+from bootmae_mm.interop.official import state_to_project
+from tests.conftest import build, tiny_config
+from tests.interop.test_official import SIZES, official_checkpoint
+
+
+class Harmful:
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path, )
+
+
+class Reaching:
+    """Asks for something through getattr, as mmengine's history does, but not for a statistic."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+@pytest.mark.parametrize('harmful', [lambda path: Harmful(path), lambda path: Reaching()])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, harmful):
+    torch.save(dict(state_dict={}, extra=harmful(str(tmp_path / 'made'))), tmp_path / 'bad.pth')
+    with pytest.raises(ValueError, match='bad.pth is not a checkpoint that loads safely'):
+        load_file(tmp_path / 'bad.pth')
+    assert not (tmp_path / 'made').exists()
+
+
+def test_what_mmengine_saves_loads(tmp_path):
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save(dict(message_hub=dict(log_scalars=dict(loss=history))), tmp_path / 'x.pth')
+    loaded = load_file(tmp_path / 'x.pth')['message_hub']['log_scalars']['loss']
+    assert loaded.mean() == 1.5 and loaded.statistics('max') == 2.0
+
+
+@pytest.mark.parametrize(('content', 'error', 'message'), [
+    (None, FileNotFoundError, 'no checkpoint'),
+    (b'', ValueError, 'not a checkpoint'),
+    (b'garbage', ValueError, 'not a checkpoint'),
+    (pickle.dumps([1]), ValueError, 'x.pth'),
+], ids=['missing', 'empty', 'garbage', 'list'])
+def test_files_that_are_no_checkpoints(tmp_path, content, error, message):
+    path = tmp_path / 'x.pth'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=message):
+        load_file(path)
+
+
+def test_encoder_from_the_authors_checkpoint(tmp_path):
+    shape, backbone = SIZES['tiny']
+    checkpoint = official_checkpoint(**shape)
+    torch.save(checkpoint, tmp_path / 'theirs.pth')
+    vit = build(tiny_config(backbone=dict(type='bootmae_mm.BootMAEViT', **backbone))).backbone
+    for prefix, part in (('backbone.', 'model'), ('teacher.', 'model_ema')):
+        assert '42 of 42 weights' in load_encoder(vit, tmp_path / 'theirs.pth', prefix)
+        wanted, _ = state_to_project(checkpoint[part])
+        assert torch.equal(vit.layers[1].attn.qkv.bias, wanted['backbone.layers.1.attn.qkv.bias'])
+        assert torch.equal(vit.layers[1].attn.qkv.bias[24:48], torch.zeros(24))
+
+
+def test_encoder_with_a_wrong_prefix_or_shape(tmp_path):
+    model = build(tiny_config())
+    torch.save(model.state_dict(), tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match="prefix 'encoder.'"):
+        encoder_state(tmp_path / 'x.pth', 'encoder.')
+    other = build(tiny_config(backbone=dict(tiny_config()['backbone'], img_size=64))).backbone
+    with pytest.raises(ValueError, match='pos_embed'):
+        load_encoder(other, tmp_path / 'x.pth')
+
+
+def test_config_in_a_checkpoint_is_data():
+    text = "model = dict(type='A', size=(1, 2), inner=[dict(x=-1.5), {'y': None}])\nflag = True\n"
+    cfg = config_of(dict(meta=dict(cfg=text)))
+    assert cfg.model.size == (1, 2) and cfg.model.inner[0].x == -1.5 and cfg.flag is True
+    for bad in ("x = __import__('os').getcwd()", 'import os', "x = dict([('a', 1)])", 'x = open("/etc/passwd")'):
+        with pytest.raises(ValueError):
+            config_of(dict(meta=dict(cfg=bad)))
+    with pytest.raises(ValueError, match='no config'):
+        config_of({})
+
+
+def test_model_that_does_not_fit(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f'model = {tiny_config()!r}\n')
+    model = build(tiny_config())
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'x.pth')
+    loaded, _ = load_model(tmp_path / 'x.pth', config)
+    assert torch.equal(loaded.backbone.cls_token, model.backbone.cls_token) and not loaded.training
+    torch.save(dict(state_dict=model.backbone.state_dict()), tmp_path / 'y.pth')
+    with pytest.raises(ValueError, match='does not fit'):
+        load_model(tmp_path / 'y.pth', config)
+    with pytest.raises(FileNotFoundError, match='no config'):
+        load_model(tmp_path / 'x.pth', tmp_path / 'none.py')
