@@ -69,6 +69,7 @@ def main() -> None:
     print('Pretraining a small BootMAE on 1,297 handwritten digits; labels are not used. Time left is the `eta`.',
           flush=True)
 
+    import torch
     from mmengine.runner import Runner
     from PIL import Image
 
@@ -80,6 +81,7 @@ def main() -> None:
         cfg.param_scheduler[1].end = args.epochs
     work_dir = Path(cfg.work_dir)
     prepare(cfg)
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second core, which the loader has work for
     runner = Runner.from_cfg(cfg)
 
     size = cfg.model.backbone.img_size

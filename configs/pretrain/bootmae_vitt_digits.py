@@ -38,14 +38,14 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='bootmae_mm.GroupedOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, fused=True))
-train_cfg = dict(by_epoch=True, max_epochs=100)
+train_cfg = dict(by_epoch=True, max_epochs=90)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, begin=2.5, end=100, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, begin=2.5, end=90, convert_to_iter_based=True),
 ]
 default_hooks = dict(
-    ema=dict(decay=[(0, 0.98), (100, 0.999)]),
+    ema=dict(decay=[(0, 0.98), (90, 0.999)]),
     feature_weight=dict(weight=0.5, ramp=0.25),
     logger=dict(interval=20),
-    checkpoint=dict(interval=100, max_keep_ckpts=1),
-    reconstruction=dict(interval=25, num_images=6))
+    checkpoint=dict(interval=90, max_keep_ckpts=1),
+    reconstruction=dict(interval=30, num_images=6))

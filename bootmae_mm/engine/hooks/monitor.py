@@ -6,6 +6,7 @@ import math
 import resource
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
@@ -19,13 +20,14 @@ class MonitorHook(RuntimeInfoHook):
 
     mmengine reads every logged value in every iteration, each of which waits for the device. This hook keeps the
     tensors and fetches those of a whole interval in one copy, right before the logger needs them, before a checkpoint
-    is written, and at the end. Every value of every iteration still enters the log's averages.
+    is written, and at the end. Every value of every iteration still enters the log's averages, and is the mean over
+    all processes (mmengine logs those of the first).
 
     Also logged: ``grad_norm``, the global L2 norm before the optimizer's step (nothing is clipped), and on a CPU
     ``memory``, the largest resident size of the main process in MB.
 
-    A loss that is not finite stops the run: at the next fetch, and always before a checkpoint is written, so that
-    no checkpoint comes after one.
+    A loss that is not finite in any process stops all of them: at the next fetch, and always before a checkpoint is
+    written, so that no checkpoint comes after one.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -58,9 +60,11 @@ class MonitorHook(RuntimeInfoHook):
             self._fetch(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check all losses up to here."""
-        if getattr(self, '_pending', None):
-            self._fetch(runner)
+        """Check the losses since the last fetch. Only the first process is here, so there is no mean to take."""
+        for iteration, values in getattr(self, '_pending', []):
+            numbers = {name: float(value) for name, value in values.items()}
+            if not math.isfinite(numbers.get('loss', 0.0)):
+                self._stop(runner, iteration, numbers)
 
     def after_train(self, runner: Runner) -> None:
         """Check the last losses."""
@@ -71,7 +75,7 @@ class MonitorHook(RuntimeInfoHook):
         pending, self._pending = self._pending, []
         tensors = [value.float().reshape(()) for _, values in pending for value in values.values()
                    if isinstance(value, Tensor)]
-        fetched = iter(torch.stack(tensors).tolist() if tensors else [])
+        fetched = iter(self._mean_over_processes(torch.stack(tensors)).tolist() if tensors else [])
         for iteration, values in pending:
             numbers = {name: next(fetched) if isinstance(value, Tensor) else value for name, value in values.items()}
             if not math.isfinite(numbers.get('loss', 0.0)):
@@ -81,6 +85,11 @@ class MonitorHook(RuntimeInfoHook):
         if not torch.cuda.is_available():
             runner.message_hub.update_scalar(
                 'train/memory', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+    @staticmethod
+    def _mean_over_processes(values: Tensor) -> Tensor:
+        all_reduce(values, op='mean')
+        return values
 
     @staticmethod
     def _stop(runner: Runner, iteration: int, numbers: dict[str, float]) -> None:

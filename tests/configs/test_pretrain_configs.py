@@ -1,0 +1,160 @@
+"""Every pretraining config builds, says what its name says, and holds METHOD's numbers."""
+
+import pytest
+import torch
+from mmengine import Config
+from mmengine.registry import DATASETS, HOOKS, TRANSFORMS, init_default_scope
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+
+from bootmae_mm.registry import MODELS
+from tests.conftest import ROOT, build, random_batch, run_config, tiny_config
+
+CONFIGS = sorted(path.relative_to(ROOT / 'configs/pretrain').with_suffix('').as_posix()
+                 for path in (ROOT / 'configs/pretrain').rglob('*.py'))
+
+
+def read(name):
+    return Config.fromfile(ROOT / f'configs/pretrain/{name}.py')
+
+
+def built(cfg):
+    cfg.model.pop('teacher', None)  # its checkpoint is the user's
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_builds(name):
+    cfg = read(name)
+    init_default_scope(cfg.default_scope)
+    model = built(cfg)
+    dataset = cfg.train_dataloader.dataset
+    assert DATASETS.get(dataset.type) is not None
+    for transform in dataset.pipeline:
+        assert TRANSFORMS.build(transform) is not None
+    for hook in cfg.default_hooks.values():
+        assert HOOKS.build(hook) is not None
+    assert MMENGINE_OPTIM_WRAPPERS.get(cfg.optim_wrapper.type) is not None
+    grid = dataset.masking.grid_size
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    assert (rows, columns) == model.backbone.grid_size
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs
+    assert len((ROOT / f'configs/pretrain/{name}.py').read_text().splitlines()) < 20 or name == 'bootmae_vitt_digits'
+
+
+def test_main_config_is_the_papers():
+    cfg = read('bootmae_vitb')
+    model = built(cfg)
+    assert (model.backbone.embed_dims, model.backbone.num_layers, model.backbone.num_heads) == (768, 12, 12)
+    assert (model.backbone.img_size, model.backbone.patch_size) == ((224, 224), 16)
+    pixel, feature = model.neck.decoders['pixel'], model.neck.decoders['feature']
+    assert (pixel.width, len(pixel.blocks), pixel.context_block) == (512, 2, 0)
+    assert (feature.width, len(feature.blocks), feature.context_block) == (768, 2, 11)
+    assert pixel.blocks[0].cross_attn.inner_dims == 504
+    assert model.pixel_head.normalize == 'channel' and model.weight_mask and not model.teacher_norm
+    assert model.has_momentum_teacher
+    wrapper = cfg.optim_wrapper
+    assert 8 * cfg.train_dataloader.batch_size * wrapper.accumulative_counts == 4096
+    assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size
+    optimizer = wrapper.optimizer
+    assert optimizer.lr == pytest.approx(2.4e-3)
+    assert (optimizer.type, tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay) == (
+        'AdamW', (0.9, 0.95), 1e-8, 0.05)
+    assert 'clip_grad' not in wrapper and wrapper.dtype == 'bfloat16'
+    assert cfg.train_cfg.max_epochs == 800
+    assert [dict(type=s.type, begin=s.begin, end=s.end) for s in cfg.param_scheduler] == [
+        dict(type='LinearLR', begin=0, end=40), dict(type='CosineAnnealingLR', begin=40, end=800)]
+    assert cfg.param_scheduler[1].eta_min == 1e-4
+    assert cfg.default_hooks.ema.decay == [(0, 0.999), (100, 0.9999), (400, 0.99999)]
+    assert (cfg.default_hooks.feature_weight.weight, cfg.default_hooks.feature_weight.ramp) == (1.0, 0.25)
+    masking = cfg.train_dataloader.dataset.masking
+    assert masking == dict(grid_size=14, ratio=0.75, strategy='mix', num_blocked=120, min_block=16, max_block=60)
+    crop = cfg.train_dataloader.dataset.pipeline[1]
+    assert (crop.scale, crop.crop_ratio_range, crop.interpolation) == (224, (0.2, 1.0), 'bicubic')
+    assert [t.type for t in cfg.train_dataloader.dataset.pipeline] == [
+        'bootmae_mm.LoadRGB', 'RandomResizedCrop', 'RandomFlip', 'bootmae_mm.PackImage']
+    assert cfg.model.data_preprocessor.mean == cfg.model.data_preprocessor.std == [127.5] * 3
+
+
+def test_large_config():
+    cfg = read('bootmae_vitl')
+    model = built(cfg)
+    assert (model.backbone.embed_dims, model.backbone.num_layers, model.backbone.num_heads) == (1024, 24, 16)
+    assert model.neck.decoders['feature'].context_block == 23 and model.neck.decoders['pixel'].width == 512
+    assert cfg.param_scheduler[1].eta_min == 1e-5
+    assert cfg.default_hooks.ema.decay == [(0, 0.999), (100, 0.9999)]
+    assert 8 * cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == 4096
+
+
+@pytest.mark.parametrize(('name', 'epochs'), [('bootmae_vitb_100e', 100), ('bootmae_vitb_300e', 300),
+                                              ('bootmae_vitl_100e', 100), ('bootmae_vitl_300e', 300)])
+def test_shorter_schedules(name, epochs):
+    cfg, base = read(name), read(name.rsplit('_', 1)[0])
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin
+    assert cfg.param_scheduler[1].eta_min == base.param_scheduler[1].eta_min
+    assert cfg.model == base.model and cfg.default_hooks == base.default_hooks
+
+
+def differences(name):
+    """Keys of the config that differ from the main one, as 'a.b.c' -> value."""
+
+    def flat(node, prefix=''):
+        if isinstance(node, dict) and node:
+            return {k: v for key, value in node.items() for k, v in flat(value, f'{prefix}{key}.').items()}
+        return {prefix[:-1]: node}
+
+    main, other = flat(read('bootmae_vitb').to_dict()), flat(read(f'ablations/{name}').to_dict())
+    return {key: other.get(key, 'gone') for key in {**main, **other} if main.get(key, 'none') != other.get(key, 'gone')}
+
+
+GONE_FEATURE = {'model.neck.feature': None, 'model.neck.feature.depth': 'gone',
+                'model.neck.feature.context_block': 'gone', 'model.feature_head': None,
+                'model.feature_head.type': 'gone'}
+MASK = 'train_dataloader.dataset.masking.strategy'
+ABLATIONS = {
+    'no_feature': GONE_FEATURE,
+    'no_pixel': {'model.neck.pixel': None, 'model.neck.pixel.width': 'gone', 'model.neck.pixel.depth': 'gone',
+                 'model.neck.pixel.context_block': 'gone', 'model.pixel_head': None, 'model.pixel_head.type': 'gone',
+                 'model.pixel_head.normalize': 'gone'},
+    'no_injection': {'model.neck.pixel.context_block': None, 'model.neck.feature.context_block': None},
+    'context_swapped': {'model.neck.pixel.context_block': -1, 'model.neck.feature.context_block': 0},
+    'context_shallow': {'model.neck.feature.context_block': 0},
+    'context_deep': {'model.neck.pixel.context_block': -1},
+    'random_mask': {MASK: 'random'},
+    'block_mask': {MASK: 'block'},
+    'no_weight_mask': {'model.weight_mask': False},
+    'target_after_norm': {'model.teacher_norm': True},
+    'frozen_teacher': {'model.teacher.checkpoint': 'checkpoints/mae_vitb.pth', 'model.teacher.prefix': 'backbone.'},
+    'plain_mae': {**GONE_FEATURE, 'model.neck.pixel.depth': 8, 'model.neck.pixel.num_heads': 16,
+                  'model.neck.pixel.context_block': None, 'model.pixel_head.normalize': 'patch',
+                  'model.weight_mask': False, MASK: 'random'},
+}
+
+
+def test_every_ablation_is_known_here():
+    assert {f'ablations/{name}' for name in ABLATIONS} == {name for name in CONFIGS if name.startswith('ablations/')}
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_ablation_differs_in_what_it_says_and_nothing_else(name):
+    assert differences(name) == ABLATIONS[name]
+
+
+def test_frozen_teacher_of_plain_mae(tmp_path):
+    """The paper's first experiment: what plain_mae leaves is a teacher for frozen_teacher."""
+    mae = tiny_config(feature_head=None, weight_mask=False)
+    mae['neck'].update(pixel=dict(width=16, depth=3, context_block=None), feature=None)
+    source = build(mae)
+    torch.save(dict(state_dict=source.state_dict()), tmp_path / 'mae.pth')
+    model = build(tiny_config(teacher=dict(checkpoint=str(tmp_path / 'mae.pth'), prefix='backbone.')))
+    assert torch.equal(model.teacher.layers[0].attn.qkv.weight, source.backbone.layers[0].attn.qkv.weight)
+    assert model.loss(**random_batch())['feature_loss'].isfinite()
+
+
+def test_an_heir_in_three_lines(tmp_path, image_folder):
+    base = run_config(tmp_path / 'base.py', image_folder)
+    heir = tmp_path / 'heir.py'
+    heir.write_text(f"_base_ = '{base}'\nmodel = dict(neck=dict(feature=dict(depth=1)))\n")
+    cfg = Config.fromfile(heir)
+    assert len(MODELS.build(cfg.model).neck.decoders['feature'].blocks) == 1

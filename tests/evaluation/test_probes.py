@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+
+from bootmae_mm.evaluation import PretrainLoss, knn_accuracy, linear_accuracy, pooled_features
+from tests.conftest import build, tiny_config
+
+
+def clusters(count=60, noise=0.3):
+    centres = torch.eye(3, 5) * 3
+    labels = torch.arange(count) % 3
+    return centres[labels] + noise * torch.randn(count, 5), labels
+
+
+def test_knn_by_hand():
+    train, train_labels = torch.randn(20, 4), torch.randint(0, 3, (20, ))
+    test, test_labels = torch.randn(30, 4), torch.randint(0, 3, (30, ))
+    right = 0
+    for x, label in zip(test.numpy(), test_labels.tolist(), strict=True):
+        cosine = [float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)) for y in train.numpy()]
+        votes = [0.0] * 3
+        for index in sorted(range(20), key=lambda i: -cosine[i])[:5]:
+            votes[train_labels[index]] += np.exp(cosine[index] / 0.07)
+        right += int(np.argmax(votes)) == label
+    for batch_size in (7, 100):
+        assert knn_accuracy(train, train_labels, test, test_labels, k=5, batch_size=batch_size) == right / 30
+    with pytest.raises(ValueError, match='1..20'):
+        knn_accuracy(train, train_labels, test, test_labels, k=21)
+
+
+def test_probes_tell_separable_from_shuffled_labels():
+    train, test = clusters(), clusters()
+    assert knn_accuracy(*train, *test, k=3) == linear_accuracy(*train, *test) == 1.0
+    shuffled = train[1][torch.randperm(60)]
+    assert linear_accuracy(train[0], shuffled, *test) < 0.7
+    assert linear_accuracy(*train, *test, labels_per_class=2, seeds=3) > 0.8
+
+
+def test_pooled_features_are_the_mean_of_patches_before_the_norm():
+    vit = build(tiny_config()).backbone
+    images = torch.randn(5, 3, 32, 48)
+    vit.eval()
+    _, context = vit.encode_visible(images, torch.arange(24).expand(5, -1), {2})
+    torch.testing.assert_close(pooled_features(vit, images, batch_size=2), context[2][:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_metric_is_the_mean_over_images():
+    metric = PretrainLoss()
+    metric.process({}, [dict(pixel_loss=1.0, batch_size=3)])
+    metric.process({}, [dict(pixel_loss=5.0, batch_size=1)])
+    assert metric.compute_metrics(metric.results) == dict(pixel_loss=2.0)

@@ -1,0 +1,33 @@
+import json
+
+import pytest
+from mmengine import Config
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_demo_in_small(tmp_path, run_tool):
+    status, out, message = run_tool('demo.py', '--work-dir', tmp_path / 'demo', '--epochs', 3)
+    assert status == 0, message
+    summary = json.loads((tmp_path / 'demo/summary.json').read_text())
+    accuracy = summary['accuracy_percent']
+    assert set(accuracy) == {'raw pixels', 'encoder, random weights', 'encoder, pretrained'}
+    assert accuracy['raw pixels']['knn'] > 95  # what raw pixels are known to reach on these digits
+    for row in accuracy.values():
+        assert set(row) == {'knn', 'linear_10_labels', 'linear_all_labels'}
+        assert all(10 < value <= 100 for value in row.values())
+    assert summary['steps'] == 60 and summary['images'] == dict(train=1297, test=500)
+    assert summary['losses']['last']['pixel_loss'] < summary['losses']['first']['pixel_loss']
+    for name in ('reconstruction.png', 'curves.png'):
+        assert (tmp_path / 'demo' / name).stat().st_size > 5000
+        assert name in out
+    assert 'tools/train.py' in out
+
+
+def test_demo_config_is_a_whole_bootmae():
+    cfg = Config.fromfile(ROOT / 'configs/pretrain/bootmae_vitt_digits.py')
+    assert cfg.model.neck.pixel.context_block == 0 and cfg.model.neck.feature.context_block == -1
+    assert cfg.model.pixel_head.normalize == 'none'
+    assert cfg.train_dataloader.num_workers >= 1
+    assert cfg.default_hooks.ema.type == 'bootmae_mm.BootMAEEMAHook'

@@ -1,0 +1,77 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
+from tests.conftest import build, random_batch, tiny_config
+
+
+@pytest.mark.parametrize('normalize', ['channel', 'patch', 'none'])
+def test_a_perfect_prediction_restores_the_image(model, normalize, monkeypatch):
+    model.pixel_head.normalize = normalize
+    batch = random_batch(batch=2)
+    batch['inputs'] = batch['inputs'].clamp(-1, 1)
+    ids = torch.cat([batch['ids_keep'], batch['ids_mask']], dim=1)
+    perfect = model.pixel_head.target(batch['inputs'], ids)
+    monkeypatch.setattr(model.pixel_head, 'forward', lambda tokens: perfect)
+    panels = reconstruct(model, **{'images': batch['inputs'], 'ids_keep': batch['ids_keep'], 'ids_mask': batch['ids_mask']})
+    wanted = batch['inputs'] / 2 + 0.5
+    for name in ('original', 'reconstruction', 'prediction'):
+        torch.testing.assert_close(panels[name], wanted, rtol=0, atol=1e-5)
+
+
+def test_panels_show_what_their_names_say(model):
+    batch = random_batch(batch=2)
+    batch['inputs'] = batch['inputs'].clamp(-1, 1)
+    panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
+    assert list(panels) == ['original', 'masked', 'reconstruction', 'prediction']
+    for image in range(2):
+        for patch in range(24):
+            row, column = divmod(patch, 6)
+            place = (image, slice(None), slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+            same = torch.equal(panels['reconstruction'][place], panels['original'][place])
+            if patch in batch['ids_keep'][image]:
+                assert same
+                assert torch.equal(panels['masked'][place], panels['original'][place])
+            else:
+                assert not same
+                torch.testing.assert_close(panels['masked'][place], torch.full((3, 8, 8), 0.5))
+                assert torch.equal(panels['prediction'][place], panels['reconstruction'][place])
+
+
+def test_picture_has_a_row_an_image_and_a_labelled_column_a_panel(model):
+    batch = random_batch(batch=3)
+    panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
+    picture = draw_reconstruction(panels, names=['one.jpg', 'two.jpg', 'three.jpg'])
+    assert picture.dtype == np.uint8 and picture.shape[0] == 24 + 3 * (128 + 6)  # 32 pixels enlarged 4 times
+    assert picture[:24].min() < 100  # titles
+    assert picture[24:, :40].min() < 100  # names
+    plain = draw_reconstruction(panels)
+    original = plain[24:24 + 128, 6:6 + 192][::4, ::4]
+    np.testing.assert_allclose(original / 255, panels['original'][0].permute(1, 2, 0), atol=0.003)
+
+
+def test_no_pixel_branch_no_picture():
+    config = tiny_config(pixel_head=None)
+    config['neck']['pixel'] = None
+    batch = random_batch()
+    with pytest.raises(ValueError, match='no pixel branch'):
+        reconstruct(build(config), batch['inputs'], batch['ids_keep'], batch['ids_mask'])
+
+
+def test_curves_of_a_resumed_run(tmp_path):
+    for run, steps in (('20260101_000000', (1, 2, 3)), ('20260102_000000', (3, 4))):
+        folder = tmp_path / run / 'vis_data'
+        folder.mkdir(parents=True)
+        lines = [dict(step=step, loss=step * (2.0 if run > '20260102' else 1.0), lr=0.1, ema_decay=0.99) for step in steps]
+        lines.append({'val/loss': 3.0, 'step': 9})
+        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    scalars = read_scalars(tmp_path)
+    assert [(entry['step'], entry['loss']) for entry in scalars] == [(1, 1.0), (2, 2.0), (3, 6.0), (4, 8.0)]
+    assert len(read_scalars(tmp_path, run='20260101_000000')) == 3
+    path = draw_curves(scalars, tmp_path / 'curves.png')
+    picture = np.asarray(Image.open(path).convert('L'))
+    assert picture.shape[0] > 300 and (picture < 128).sum() > 1000
