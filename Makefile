@@ -29,6 +29,7 @@ test-upstream: install-upstream  ## the whole suite with the original OpenMMLab 
 
 lint: install  ## style and types
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
 lock: install  ## resolve the lock files anew from requirements/*.in

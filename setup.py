@@ -1,4 +1,5 @@
 """Packaging of bootmae_mm."""
+
 import shutil
 from pathlib import Path
 
@@ -22,8 +23,12 @@ class BuildWithConfigs(build_py):
             return
         target = Path(self.build_lib) / 'bootmae_mm' / '.mim'
         for folder in ('configs', 'tools'):
-            shutil.copytree(ROOT / folder, target / folder, dirs_exist_ok=True,
-                            ignore=shutil.ignore_patterns('__pycache__', 'install.py'))
+            shutil.copytree(
+                ROOT / folder,
+                target / folder,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns('__pycache__', 'install.py'),
+            )
         shutil.copy2(ROOT / 'model-index.yml', target / 'model-index.yml')
 
 

@@ -20,13 +20,16 @@ DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='bootmae_mm', loc
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='bootmae_mm', locations=['bootmae_mm.data'])
 FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='bootmae_mm', locations=['bootmae_mm.data'])
 DATA_SAMPLERS = Registry(
-    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='bootmae_mm', locations=['bootmae_mm.data'])
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='bootmae_mm', locations=['bootmae_mm.data']
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='bootmae_mm', locations=['bootmae_mm.engine'])
 OPTIM_WRAPPERS = Registry(
-    'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='bootmae_mm', locations=['bootmae_mm.engine'])
+    'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='bootmae_mm', locations=['bootmae_mm.engine']
+)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='bootmae_mm',
-    locations=['bootmae_mm.engine'])
+    locations=['bootmae_mm.engine'],
+)
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='bootmae_mm', locations=['bootmae_mm.evaluation'])

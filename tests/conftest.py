@@ -33,7 +33,8 @@ def tiny_config(**changes) -> dict:
         backbone=dict(type='bootmae_mm.BootMAEViT', arch=dict(TINY_ARCH), img_size=(32, 48), patch_size=8),
         neck=dict(type='bootmae_mm.BootMAENeck', pixel=dict(width=16), feature=dict()),
         pixel_head=dict(type='bootmae_mm.BootMAEPixelHead'),
-        feature_head=dict(type='bootmae_mm.BootMAEFeatureHead'))
+        feature_head=dict(type='bootmae_mm.BootMAEFeatureHead'),
+    )
     config.update(changes)
     return config
 
@@ -41,6 +42,7 @@ def tiny_config(**changes) -> dict:
 def build(config: dict):
     """Build and initialise a model, with biases that are not zero, so that nothing cancels by accident."""
     from bootmae_mm.registry import MODELS
+
     model = MODELS.build(config)
     model.init_weights()
     with torch.no_grad():
@@ -59,7 +61,8 @@ def random_batch(batch: int = 3, patches: int = 24, masked: int = 17, size: tupl
     """Normalised images and a mask of their patches."""
     ids = torch.rand(batch, patches).argsort(dim=1)
     return dict(
-        inputs=torch.randn(batch, 3, *size), ids_keep=ids[:, :patches - masked], ids_mask=ids[:, patches - masked:])
+        inputs=torch.randn(batch, 3, *size), ids_keep=ids[:, : patches - masked], ids_mask=ids[:, patches - masked :]
+    )
 
 
 @pytest.fixture
@@ -70,6 +73,7 @@ def batch():
 def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> Path:
     """A folder of small pictures with structure, in sub-folders."""
     from PIL import Image
+
     rng = np.random.RandomState(0)
     for index in range(count):
         place = folder / f'part{index % 2}'
@@ -84,7 +88,7 @@ def image_folder(tmp_path):
     return write_images(tmp_path / 'images', 8)
 
 
-RUN_CONFIG = '''
+RUN_CONFIG = """
 _base_ = '{root}/configs/_base_/runtime/pretrain.py'
 data_root = {data!r}
 model = {model!r}
@@ -119,7 +123,7 @@ default_hooks = dict(
     ema=dict(decay=[(0, 0.5), (2, 0.9)]), feature_weight=dict(weight=0.7, ramp=0.5), logger=dict(interval=1),
     checkpoint=dict(interval=1, max_keep_ckpts=-1), reconstruction=dict(interval=2, num_images=2))
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-'''
+"""
 
 
 def run_config(path: Path, data: Path, model: dict | None = None, **options) -> Path:

@@ -8,6 +8,7 @@ and EMA update, prints the largest absolute difference of every quantity, and ex
 Example:
     python tools/check_parity.py tests/reference/tiny_a
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,6 +22,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from bootmae_mm.interop.parity import Parity
+
     try:
         differences = Parity.from_files(args.prefix).run()
     except (FileNotFoundError, ValueError) as error:
@@ -28,8 +30,10 @@ def main() -> None:
     width = max(len(difference.name) for difference in differences)
     for d in differences:
         share = d.difference / d.scale if d.scale else d.difference
-        print(f'{d.name:{width}}  {d.difference:9.2e}  {share:9.2e} of scale  '
-              f'(allowed {d.tolerance:.0e})  {"ok" if d.passes else "FAILS"}')
+        print(
+            f'{d.name:{width}}  {d.difference:9.2e}  {share:9.2e} of scale  '
+            f'(allowed {d.tolerance:.0e})  {"ok" if d.passes else "FAILS"}'
+        )
     failed = [d.name for d in differences if not d.passes]
     print(f'{len(differences) - len(failed)} of {len(differences)} quantities within tolerance')
     if failed:

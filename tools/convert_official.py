@@ -8,6 +8,7 @@ Examples:
     python tools/convert_official.py checkpoint-799.pth bootmae_vitb.pth
     python tools/convert_official.py bootmae_vitb.pth checkpoint-799.pth --to official
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> None:
 
     from bootmae_mm.interop.checkpoint import load_file
     from bootmae_mm.interop.official import to_official, to_project
+
     try:
         conversion = (to_project if args.to == 'project' else to_official)(load_file(args.source))
     except (FileNotFoundError, ValueError) as error:

@@ -7,6 +7,7 @@ and after. Leaves summary.json, reconstruction.png and curves.png in the work_di
 Example:
     make demo
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,6 +29,7 @@ def digits(split: str, size: int) -> tuple:
     import torch
 
     from bootmae_mm.data import Digits
+
     dataset = Digits(split=split, img_size=size, pipeline=[])
     samples = [dataset.get_data_info(i) for i in range(len(dataset))]
     images = torch.from_numpy(np.stack([sample['img'] for sample in samples])).permute(0, 3, 1, 2).float()
@@ -37,7 +39,8 @@ def digits(split: str, size: int) -> tuple:
 def probe(train: tuple, test: tuple) -> dict:
     """Accuracies in percent of features (N, D) with labels."""
     from bootmae_mm.evaluation import knn_accuracy, linear_accuracy
-    data = (*train, *test)
+
+    data = train[0], train[1], test[0], test[1]
     return {
         'knn': 100 * knn_accuracy(*data),
         'linear_10_labels': 100 * linear_accuracy(*data, labels_per_class=10),
@@ -48,6 +51,7 @@ def probe(train: tuple, test: tuple) -> dict:
 def probe_encoder(backbone: object, train: tuple, test: tuple) -> dict:
     """Accuracies of an encoder's pooled features."""
     from bootmae_mm.evaluation import pooled_features
+
     return probe((pooled_features(backbone, train[0]), train[1]), (pooled_features(backbone, test[0]), test[1]))
 
 
@@ -55,8 +59,12 @@ def table(results: dict) -> str:
     """Rows of accuracies."""
     lines = [f'{"features":28}{"kNN":>8}{"10 labels":>12}{"all labels":>12}']
     for name, row in results.items():
-        lines.append(f'{name:28}' + f'{row["knn"]:7.1f}%' + f'{row["linear_10_labels"]:11.1f}%'
-                     + f'{row["linear_all_labels"]:11.1f}%')
+        lines.append(
+            f'{name:28}'
+            + f'{row["knn"]:7.1f}%'
+            + f'{row["linear_10_labels"]:11.1f}%'
+            + f'{row["linear_all_labels"]:11.1f}%'
+        )
     return '\n'.join(lines)
 
 
@@ -66,8 +74,10 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, help='train shorter or longer than the config says')
     args = parser.parse_args()
     begin = time.monotonic()
-    print('Pretraining a small BootMAE on 1,297 handwritten digits; labels are not used. Time left is the `eta`.',
-          flush=True)
+    print(
+        'Pretraining a small BootMAE on 1,297 handwritten digits; labels are not used. Time left is the `eta`.',
+        flush=True,
+    )
 
     import torch
     from mmengine.runner import Runner
@@ -75,6 +85,7 @@ def main() -> None:
 
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.visualization import draw_reconstruction, read_scalars, reconstruct
+
     cfg = read_config(str(CONFIG), {}, args.work_dir)
     if args.epochs:
         cfg.train_cfg.max_epochs = args.epochs
@@ -105,20 +116,22 @@ def main() -> None:
 
     scalars = read_scalars(work_dir, run=runner.timestamp)
     names = ('loss', 'pixel_loss', 'feature_loss')
-    losses = {when: {name: round(scalars[index][name], 4) for name in names}
-              for when, index in (('first', 0), ('last', -1))}
+    losses = {
+        when: {name: round(scalars[index][name], 4) for name in names} for when, index in (('first', 0), ('last', -1))
+    }
     summary = dict(
         accuracy_percent=results,
         losses=losses,
         steps=runner.iter,
         training_seconds=round(seconds, 1),
         images=dict(train=len(train[1]), test=len(test[1])),
-        config=CONFIG.name)
+        config=CONFIG.name,
+    )
     (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
 
     checkpoint = (work_dir / 'last_checkpoint').read_text()
-    here = os.path.relpath(work_dir)
-    print(f'''
+    here, python = os.path.relpath(work_dir), os.path.relpath(sys.executable)
+    print(f"""
 Accuracy on {len(test[1])} held-out digits (the encoder never saw a label; 10 labels: of each class, mean of 5 draws)
 
 {table(results)}
@@ -133,9 +146,9 @@ feature {losses['first']['feature_loss']} -> {losses['last']['feature_loss']}
   {here}/summary.json         the numbers above
 
 Next, your own images:
-  {os.path.relpath(sys.executable)} tools/train.py configs/pretrain/bootmae_vitb_folder.py --cfg-options data_root=/your/images
+  {python} tools/train.py configs/pretrain/bootmae_vitb_folder.py --cfg-options data_root=/your/images
 or pictures of this model on any image:
-  {os.path.relpath(sys.executable)} tools/reconstruct.py {os.path.relpath(checkpoint)} IMAGE...''')
+  {python} tools/reconstruct.py {os.path.relpath(checkpoint)} IMAGE...""")
 
 
 if __name__ == '__main__':

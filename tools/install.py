@@ -7,6 +7,7 @@ returns at once.
 Example:
     python3 tools/install.py --env .venv --lock requirements/onedl.lock
 """
+
 from __future__ import annotations
 
 import argparse
@@ -53,8 +54,10 @@ def create(env: Path, python: str) -> None:
     """Create the virtual environment with uv in it."""
     done = subprocess.run([python, '-m', 'venv', '--clear', str(env)], capture_output=True, text=True)
     if done.returncode:
-        fail(f'`{python} -m venv` failed; on Debian or Ubuntu: apt-get install python3-venv. '
-             f'It said: {(done.stdout + done.stderr).strip().splitlines()[-1:]}')
+        fail(
+            f'`{python} -m venv` failed; on Debian or Ubuntu: apt-get install python3-venv. '
+            f'It said: {(done.stdout + done.stderr).strip().splitlines()[-1:]}'
+        )
     run(env / 'bin/python', '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', UV)
 
 

@@ -6,6 +6,7 @@ The model is built from the config inside the checkpoint (read as data, not run)
 Example:
     python tools/reconstruct.py work_dirs/bootmae_vitb/epoch_800.pth photo.jpg other.png --out reconstruction.png
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,9 +29,10 @@ def main() -> None:
 
     from bootmae_mm.interop.checkpoint import load_model
     from bootmae_mm.visualization import draw_reconstruction, reconstruct
+
     try:
         model, cfg = load_model(args.checkpoint, args.config)
-        paths = find_images(args.images)[:args.max_images]
+        paths = find_images(args.images)[: args.max_images]
         batch = load_batch(paths, model.backbone.img_size, dict(cfg.train_dataloader.dataset.masking), args.seed)
         batch = model.data_preprocessor(batch)
         panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
@@ -45,6 +47,7 @@ def main() -> None:
 def find_images(sources: list[str]) -> list[str]:
     """Files as they are, folders as the images below them."""
     from bootmae_mm.data import ImageFolder
+
     paths = []
     for source in sources:
         if Path(source).is_dir():
@@ -66,14 +69,17 @@ def load_batch(paths: list[str], size: tuple[int, int], masking: dict, seed: int
     from mmengine.registry import init_default_scope
 
     from bootmae_mm.data import MaskSampling, collate
+
     init_default_scope('mmpretrain')
     height, width = size
-    pipeline = Compose([
-        dict(type='bootmae_mm.LoadRGB'),
-        dict(type='ResizeEdge', scale=max(height, width), edge='short', backend='pillow', interpolation='bicubic'),
-        dict(type='CenterCrop', crop_size=(width, height)),  # this one takes the width first
-        dict(type='bootmae_mm.PackImage'),
-    ])
+    pipeline = Compose(
+        [
+            dict(type='bootmae_mm.LoadRGB'),
+            dict(type='ResizeEdge', scale=max(height, width), edge='short', backend='pillow', interpolation='bicubic'),
+            dict(type='CenterCrop', crop_size=(width, height)),  # this one takes the width first
+            dict(type='bootmae_mm.PackImage'),
+        ]
+    )
     mask = MaskSampling(**masking)
     random.seed(seed)
     np.random.seed(seed)

@@ -7,6 +7,7 @@ Examples:
     python tools/test.py configs/pretrain/bootmae_vitb.py work_dirs/bootmae_vitb/epoch_800.pth
     tools/dist_test.sh configs/pretrain/bootmae_vitb.py work_dirs/bootmae_vitb/epoch_800.pth 8
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,6 +18,7 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 def main() -> None:
     from bootmae_mm.engine.launch import common_arguments, prepare, read_config
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
     parser.add_argument('checkpoint', help='path of the checkpoint')
@@ -24,6 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     from mmengine.fileio import dump
     from mmengine.runner import Runner
+
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         if not Path(args.checkpoint).is_file():

@@ -5,6 +5,7 @@ Examples:
     python tools/train.py configs/pretrain/bootmae_vitb_folder.py --cfg-options data_root=/your/images
     tools/dist_train.sh configs/pretrain/bootmae_vitb.py 8
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,6 +17,7 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 def parse_args() -> argparse.Namespace:
     from bootmae_mm.engine.launch import common_arguments
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
     parser.add_argument(
@@ -23,10 +25,14 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a path from the latest in the work_dir')
+        help='go on from a checkpoint; without a path from the latest in the work_dir',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16) where the config has none')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale lr to the batch of this run; see auto_scale_lr in the config')
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale lr to the batch of this run; see auto_scale_lr in the config',
+    )
     return parser.parse_args()
 
 
@@ -35,6 +41,7 @@ def main() -> None:
     from mmengine.runner import Runner
 
     from bootmae_mm.engine.launch import prepare, read_config, use_amp
+
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         if args.amp:

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from mmengine.logging import print_log
 from bootmae_mm.registry import DATASETS
 
 from .masking import MaskSampling
+from .samplers import SeededIndex
 from .transforms import UnreadableImageError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
@@ -29,17 +31,16 @@ class SeededDataset(BaseDataset):
         **kwargs: As for mmengine's ``BaseDataset``.
     """
 
-    def __init__(self, masking: dict | None = None, **kwargs: object) -> None:
+    def __init__(self, masking: dict | None = None, **kwargs: Any) -> None:
         self.masking = None if masking is None else MaskSampling(**masking)
         super().__init__(**kwargs)
 
     def __getitem__(self, idx: int) -> dict:
         """The sample at ``idx``, after the pipeline."""
-        seed = getattr(idx, 'seed', None)
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
+        if isinstance(idx, SeededIndex):
+            random.seed(idx.seed)
+            np.random.seed(idx.seed)
+            torch.manual_seed(idx.seed)
         sample = super().__getitem__(int(idx))
         return sample if self.masking is None else self.masking(sample)
 
@@ -66,14 +67,16 @@ class ImageFolder(SeededDataset):
         ValueError: If there is no image in it.
     """
 
-    def __init__(self,
-                 data_root: str,
-                 folder: str = '',
-                 ann_file: str = '',
-                 max_unreadable: float = 0.01,
-                 extensions: Sequence[str] = EXTENSIONS,
-                 max_images: int | None = None,
-                 **kwargs: object) -> None:
+    def __init__(
+        self,
+        data_root: str,
+        folder: str = '',
+        ann_file: str = '',
+        max_unreadable: float = 0.01,
+        extensions: Sequence[str] = EXTENSIONS,
+        max_images: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not 0 <= max_unreadable <= 1:
             raise ValueError(f'max_unreadable must be in [0, 1], but is {max_unreadable}')
         self.folder = folder
@@ -93,7 +96,7 @@ class ImageFolder(SeededDataset):
         paths = self._listed(root) if self.image_list else self._found(root)
         if not paths:
             raise ValueError(f'no image in {root}: none of its files ends in {", ".join(self.extensions)}')
-        return [dict(img_path=path) for path in paths[:self.max_images]]
+        return [dict(img_path=path) for path in paths[: self.max_images]]
 
     def _found(self, root: Path) -> list[str]:
         paths = []
@@ -120,7 +123,7 @@ class ImageFolder(SeededDataset):
             except UnreadableImageError as error:
                 self._note_unreadable(position, error)
             position = (position + 1) % len(self)
-            idx = type(idx)(position, idx.seed) if hasattr(idx, 'seed') else position
+            idx = SeededIndex(position, idx.seed) if isinstance(idx, SeededIndex) else position
         raise ValueError(f'none of the {len(self)} images in {self.data_root} can be read')
 
     def _note_unreadable(self, position: int, error: UnreadableImageError) -> None:
@@ -130,8 +133,10 @@ class ImageFolder(SeededDataset):
         count = int(self._unreadable.sum())
         if count > self.max_unreadable * len(self):
             names = [self.get_data_info(i)['img_path'] for i in self._unreadable.nonzero().flatten().tolist()[:10]]
-            raise ValueError(f'{count} of {len(self)} images cannot be read, more than max_unreadable='
-                             f'{self.max_unreadable} allows: {", ".join(names)}{" ..." if count > 10 else ""}') from error
+            raise ValueError(
+                f'{count} of {len(self)} images cannot be read, more than max_unreadable='
+                f'{self.max_unreadable} allows: {", ".join(names)}{" ..." if count > 10 else ""}'
+            ) from error
 
 
 @DATASETS.register_module()
@@ -149,7 +154,7 @@ class Digits(SeededDataset):
 
     METAINFO = dict(classes=tuple('0123456789'))
 
-    def __init__(self, split: str = 'train', img_size: int = 16, **kwargs: object) -> None:
+    def __init__(self, split: str = 'train', img_size: int = 16, **kwargs: Any) -> None:
         if split not in ('train', 'test'):
             raise ValueError(f"split must be 'train' or 'test', but is {split!r}")
         self.split = split
@@ -163,6 +168,7 @@ class Digits(SeededDataset):
         except ImportError as error:
             raise ImportError('the digits come with scikit-learn: pip install scikit-learn') from error
         from PIL import Image
+
         digits = load_digits()
         order = np.random.RandomState(0).permutation(len(digits.target))
         chosen = order[500:] if self.split == 'train' else order[:500]

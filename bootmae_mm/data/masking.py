@@ -17,8 +17,9 @@ from ..models.tokens import to_pair
 MOST_TRIES = 1000
 
 
-def block_mask(grid: tuple[int, int], num_masked: int, min_block: int = 16, max_block: int = 60,
-               min_aspect: float = 0.3) -> np.ndarray:
+def block_mask(
+    grid: tuple[int, int], num_masked: int, min_block: int = 16, max_block: int = 60, min_aspect: float = 0.3
+) -> np.ndarray:
     """Mask patches in rectangular blocks until exactly ``num_masked`` are masked (BEiT's way).
 
     The area of a block is uniform between ``min_block`` and the smaller of ``max_block`` and what is left to mask,
@@ -55,7 +56,7 @@ def block_mask(grid: tuple[int, int], num_masked: int, min_block: int = 16, max_
             if not (0 < height < rows and 0 < width < columns):
                 continue
             row, column = random.randint(0, rows - height), random.randint(0, columns - width)
-        block = mask[row:row + height, column:column + width]
+        block = mask[row : row + height, column : column + width]
         new = height * width - int(block.sum())
         if 0 < new <= most:
             block[:] = True
@@ -91,21 +92,24 @@ class MaskSampling(BaseTransform):
 
     STRATEGIES = ('mix', 'block', 'random')
 
-    def __init__(self,
-                 grid_size: int | tuple[int, int] = 14,
-                 ratio: float = 0.75,
-                 strategy: str = 'mix',
-                 num_blocked: int | None = None,
-                 min_block: int = 16,
-                 max_block: int = 60,
-                 min_aspect: float = 0.3,
-                 roll: int = 4) -> None:
+    def __init__(
+        self,
+        grid_size: int | tuple[int, int] = 14,
+        ratio: float = 0.75,
+        strategy: str = 'mix',
+        num_blocked: int | None = None,
+        min_block: int = 16,
+        max_block: int = 60,
+        min_aspect: float = 0.3,
+        roll: int = 4,
+    ) -> None:
         self.grid = to_pair(grid_size, 'grid_size')
         patches = self.grid[0] * self.grid[1]
         self.num_masked = round(ratio * patches)
         if not 0 < self.num_masked < patches:
-            raise ValueError(f'ratio {ratio} masks {self.num_masked} of {patches} patches; '
-                             f'0 < masked < {patches} is needed')
+            raise ValueError(
+                f'ratio {ratio} masks {self.num_masked} of {patches} patches; 0 < masked < {patches} is needed'
+            )
         if strategy not in self.STRATEGIES:
             raise ValueError(f'strategy must be one of {", ".join(self.STRATEGIES)}, but is {strategy!r}')
         if num_blocked is None:
@@ -115,13 +119,14 @@ class MaskSampling(BaseTransform):
         if strategy != 'random' and not 0 < min_block <= max_block:
             raise ValueError(f'0 < min_block <= max_block is needed, but they are {min_block} and {max_block}')
         if strategy != 'random' and (not 0 < min_aspect <= 1 or min(self.grid) < 2):
-            raise ValueError(f'blocks need min_aspect in (0, 1] and two rows and columns, but there are {min_aspect} '
-                             f'and {self.grid}')
+            raise ValueError(
+                f'blocks need min_aspect in (0, 1] and two rows and columns, but there are {min_aspect} and {self.grid}'
+            )
         if roll < 1:
             raise ValueError(f'roll must be at least 1, but is {roll}')
         self.strategy = strategy
         self.num_blocked = self.num_masked if strategy == 'block' else num_blocked
-        self.block = dict(min_block=min_block, max_block=max_block, min_aspect=min_aspect)
+        self.block: dict = dict(min_block=min_block, max_block=max_block, min_aspect=min_aspect)
         self.roll = roll if strategy == 'mix' else 1
 
     def transform(self, results: dict) -> dict:
@@ -135,5 +140,7 @@ class MaskSampling(BaseTransform):
         return results
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(grid={self.grid}, num_masked={self.num_masked}, strategy={self.strategy!r}, '
-                f'num_blocked={self.num_blocked}, {self.block}, roll={self.roll})')
+        return (
+            f'{type(self).__name__}(grid={self.grid}, num_masked={self.num_masked}, strategy={self.strategy!r}, '
+            f'num_blocked={self.num_blocked}, {self.block}, roll={self.roll})'
+        )

@@ -24,7 +24,7 @@ class SeededIndex(int):
         new.seed = seed
         return new
 
-    def __getnewargs__(self) -> tuple[int, int]:
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
         return int(self), self.seed
 
 

@@ -47,10 +47,9 @@ class LoadRGB(BaseTransform):
         UnreadableImageError: If the file cannot be read or decoded.
     """
 
-    def __init__(self,
-                 crop_size: int | tuple[int, int] | None = None,
-                 backend: str = 'pillow',
-                 backend_args: dict | None = None) -> None:
+    def __init__(
+        self, crop_size: int | tuple[int, int] | None = None, backend: str = 'pillow', backend_args: dict | None = None
+    ) -> None:
         self.crop_size = None if crop_size is None else to_pair(crop_size, 'crop_size')
         self.backend = backend
         self.backend_args = backend_args
@@ -66,12 +65,18 @@ class LoadRGB(BaseTransform):
             raise UnreadableImageError(path, str(error) or type(error).__name__) from error
         if img is None:
             raise UnreadableImageError(path, 'not an image')
-        if self.crop_size and not self._warned and (img.shape[0] < self.crop_size[0]
-                                                    or img.shape[1] < self.crop_size[1]):
+        if (
+            self.crop_size
+            and not self._warned
+            and (img.shape[0] < self.crop_size[0] or img.shape[1] < self.crop_size[1])
+        ):
             self._warned = True
-            print_log(f'{path} is {img.shape[0]}x{img.shape[1]}, smaller than the crop of '
-                      f'{self.crop_size[0]}x{self.crop_size[1]}: such images are enlarged (said once)',
-                      logger='current', level=30)
+            print_log(
+                f'{path} is {img.shape[0]}x{img.shape[1]}, smaller than the crop of '
+                f'{self.crop_size[0]}x{self.crop_size[1]}: such images are enlarged (said once)',
+                logger='current',
+                level=30,
+            )
         results.update(img=np.ascontiguousarray(img), img_shape=img.shape[:2], ori_shape=img.shape[:2])
         return results
 
@@ -113,7 +118,9 @@ def collate(samples: list[dict]) -> dict:
     """
     shapes = {tuple(sample['inputs'].shape) for sample in samples}
     if len(shapes) > 1:
-        raise ValueError(f'images of one batch have different shapes {sorted(shapes)}; is there a crop in the pipeline?')
+        raise ValueError(
+            f'images of one batch have different shapes {sorted(shapes)}; is there a crop in the pipeline?'
+        )
     batch = dict(inputs=torch.stack([sample['inputs'] for sample in samples]))
     if 'mask_order' in samples[0]:
         order = torch.from_numpy(np.stack([sample['mask_order'] for sample in samples]))

@@ -4,6 +4,11 @@ from .hooks import BootMAEEMAHook, CurvesHook, FeatureWeightHook, MonitorHook, R
 from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor
 
 __all__ = [
-    'AutocastOptimWrapper', 'BootMAEEMAHook', 'CurvesHook', 'FeatureWeightHook', 'GroupedOptimWrapperConstructor',
-    'MonitorHook', 'ReconstructionHook'
+    'AutocastOptimWrapper',
+    'BootMAEEMAHook',
+    'CurvesHook',
+    'FeatureWeightHook',
+    'GroupedOptimWrapperConstructor',
+    'MonitorHook',
+    'ReconstructionHook',
 ]

@@ -27,7 +27,8 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='override keys of the config, e.g. data_root=/images train_dataloader.batch_size=64')
+        help='override keys of the config, e.g. data_root=/images train_dataloader.batch_size=64',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by launchers, not by hand')
 
@@ -59,8 +60,9 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
         top = key.split('.')[0]
         if top not in known:
             close = difflib.get_close_matches(top, known, n=1)
-            raise ValueError(f'unknown key {top!r} in --cfg-options'
-                             + (f'; did you mean {close[0]!r}?' if close else ''))
+            raise ValueError(
+                f'unknown key {top!r} in --cfg-options' + (f'; did you mean {close[0]!r}?' if close else '')
+            )
     old_root = cfg.get('data_root')
     cfg.merge_from_dict(options)
     if 'data_root' in options and old_root is not None:
@@ -106,17 +108,20 @@ def prepare(cfg: Config) -> None:
             raise ValueError(f'process {local_rank} of this machine has no GPU: there are {count}')
         return
     if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
-        raise ValueError('AmpOptimWrapper needs a GPU, and there is none; on a CPU use '
-                         "--cfg-options optim_wrapper.type=OptimWrapper, or bfloat16 with "
-                         '`bootmae_mm.AutocastOptimWrapper`')
+        raise ValueError(
+            'AmpOptimWrapper needs a GPU, and there is none; on a CPU use '
+            '--cfg-options optim_wrapper.type=OptimWrapper, or bfloat16 with '
+            '`bootmae_mm.AutocastOptimWrapper`'
+        )
     for loader in LOADERS:
         if cfg.get(loader) is not None:
             cfg[loader]['pin_memory'] = False
     if cfg.launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')
         # Devices are for GPUs only; mmengine names one always.
-        cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or {}, type='MMDistributedDataParallel',
-                                     device_ids=None)
+        cfg.model_wrapper_cfg = dict(
+            cfg.get('model_wrapper_cfg') or {}, type='MMDistributedDataParallel', device_ids=None
+        )
 
 
 def use_amp(cfg: Config) -> None:

@@ -32,8 +32,9 @@ class AutocastOptimWrapper(OptimWrapper):
 
     def __init__(self, dtype: str = 'bfloat16', **kwargs: object) -> None:
         if dtype not in self.DTYPES:
-            raise ValueError(f'dtype must be one of {", ".join(self.DTYPES)}, but is {dtype!r}; '
-                             'for float16 use AmpOptimWrapper')
+            raise ValueError(
+                f'dtype must be one of {", ".join(self.DTYPES)}, but is {dtype!r}; for float16 use AmpOptimWrapper'
+            )
         super().__init__(**kwargs)
         self.dtype = self.DTYPES[dtype]
 
@@ -78,7 +79,7 @@ class GroupedOptimWrapperConstructor:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 groups[self.decays(name, parameter)].append(parameter)
-        params = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.0)]
+        params: list[dict] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.0)]
         for group, label in zip(params, ('with', 'without'), strict=True):
             print_log(f'{len(group["params"])} parameters {label} weight decay', logger='current')
         optimizer = OPTIMIZERS.build(self.optimizer_cfg, default_args=dict(params=params))

@@ -22,5 +22,8 @@ class PretrainLoss(BaseMetric):
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Mean over images."""
         total = sum(result['batch_size'] for result in results)
-        return {name: sum(result[name] * result['batch_size'] for result in results) / total
-                for name in results[0] if name != 'batch_size'}
+        return {
+            name: sum(result[name] * result['batch_size'] for result in results) / total
+            for name in results[0]
+            if name != 'batch_size'
+        }

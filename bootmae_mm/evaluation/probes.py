@@ -29,13 +29,15 @@ def pooled_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) 
     return torch.cat(features)
 
 
-def knn_accuracy(train: Tensor,
-                 train_labels: Tensor,
-                 test: Tensor,
-                 test_labels: Tensor,
-                 k: int = 10,
-                 temperature: float = 0.07,
-                 batch_size: int = 1024) -> float:
+def knn_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    k: int = 10,
+    temperature: float = 0.07,
+    batch_size: int = 1024,
+) -> float:
     """Accuracy of a weighted vote of the k nearest neighbours by cosine.
 
     A neighbour's vote weighs exp(cosine / temperature). Source: the protocol of Wu et al. 2018 (arXiv 1805.01978).
@@ -68,12 +70,14 @@ def knn_accuracy(train: Tensor,
     return right / len(test)
 
 
-def linear_accuracy(train: Tensor,
-                    train_labels: Tensor,
-                    test: Tensor,
-                    test_labels: Tensor,
-                    labels_per_class: int | None = None,
-                    seeds: int = 5) -> float:
+def linear_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    labels_per_class: int | None = None,
+    seeds: int = 5,
+) -> float:
     """Accuracy of logistic regression on standardised features (scikit-learn's, C = 1).
 
     Args:
@@ -90,6 +94,7 @@ def linear_accuracy(train: Tensor,
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
     x, y, labels = train.numpy(), train_labels.numpy(), test_labels.numpy()
     scores = []
     for seed in range(seeds if labels_per_class else 1):  # all labels leave nothing to draw

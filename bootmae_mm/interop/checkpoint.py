@@ -36,8 +36,16 @@ def safe_globals() -> list:
     reconstruct = np.empty(0).__reduce__()[0]  # its module was renamed between versions of numpy
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool', 'uint8')]
-    return [HistoryBuffer, (_history_method, 'builtins.getattr'), np.ndarray, np.dtype, reconstruct, scalar, *dtypes,
-            argparse.Namespace]
+    return [
+        HistoryBuffer,
+        (_history_method, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+        reconstruct,
+        scalar,
+        *dtypes,
+        argparse.Namespace,
+    ]
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -86,11 +94,12 @@ def encoder_state(path: str | Path, prefix: str) -> dict[str, Tensor]:
         ValueError: If no key has the prefix.
     """
     from .official import is_official, to_project
+
     checkpoint = load_file(path)
     if is_official(checkpoint):
         checkpoint = to_project(checkpoint).checkpoint
     state = checkpoint.get('state_dict', checkpoint)
-    found = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+    found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     if not found:
         raise ValueError(f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
     return found
@@ -113,11 +122,16 @@ def load_encoder(encoder: nn.Module, path: str | Path, prefix: str = 'backbone.'
     state = encoder_state(path, prefix)
     wanted = encoder.state_dict()
     missing = [name for name in wanted if name not in state]
-    wrong = [f'{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}'
-             for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    wrong = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}'
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
     if missing or wrong:
-        raise ValueError(f'{path} does not fit the encoder: {len(missing)} of {len(wanted)} weights missing '
-                         f'{missing[:3]}, {len(wrong)} of another shape {wrong[:3]}')
+        raise ValueError(
+            f'{path} does not fit the encoder: {len(missing)} of {len(wanted)} weights missing '
+            f'{missing[:3]}, {len(wrong)} of another shape {wrong[:3]}'
+        )
     encoder.load_state_dict({name: state[name] for name in wanted})
     unused = sorted(set(state) - set(wanted))
     return f'{len(wanted)} of {len(wanted)} weights loaded from {path}, {len(unused)} not used {unused[:3]}'
@@ -137,8 +151,11 @@ def config_of(checkpoint: dict) -> Config:
         raise ValueError('the checkpoint holds no config; name one with --config')
     values = {}
     for statement in ast.parse(text).body:
-        if not (isinstance(statement, ast.Assign) and len(statement.targets) == 1
-                and isinstance(statement.targets[0], ast.Name)):
+        if not (
+            isinstance(statement, ast.Assign)
+            and len(statement.targets) == 1
+            and isinstance(statement.targets[0], ast.Name)
+        ):
             raise ValueError(f'line {statement.lineno} of the config in the checkpoint is no assignment')
         values[statement.targets[0].id] = _literal(statement.value)
     return Config(values)
@@ -155,8 +172,9 @@ def _literal(node: ast.expr) -> Any:  # noqa: ANN401
     if isinstance(node, ast.Tuple):
         return tuple(_literal(item) for item in node.elts)
     if isinstance(node, ast.Dict):
-        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)
-                if key is not None}
+        return {
+            _literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True) if key is not None
+        }
     return ast.literal_eval(node)
 
 
@@ -175,6 +193,7 @@ def load_model(path: str | Path, config: str | Path | None = None) -> tuple[nn.M
         ValueError: If the checkpoint does not fit.
     """
     from bootmae_mm.registry import MODELS
+
     checkpoint = load_file(path)
     if config is not None and not Path(config).is_file():
         raise FileNotFoundError(f'no config {config}')

@@ -53,8 +53,11 @@ DECODER = (
 )
 TABLE = (
     *((theirs, f'backbone.{ours}') for theirs, ours in ENCODER),
-    *((theirs.replace('@', suffix), ours.replace('{part}', part))
-      for part, suffix in (('pixel', ''), ('feature', '_1')) for theirs, ours in DECODER),
+    *(
+        (theirs.replace('@', suffix), ours.replace('{part}', part))
+        for part, suffix in (('pixel', ''), ('feature', '_1'))
+        for theirs, ours in DECODER
+    ),
     ('de_pos_embed', 'neck.decoders.pixel.pos_embed'),
     ('lm_head.proj.{}', 'pixel_head.projection.{}'),
     ('lm_head_1.{}', 'feature_head.projection.{}'),
@@ -112,8 +115,9 @@ def state_to_project(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
         if target is None:
             raise ValueError(f'unknown key {name!r}: not a pretraining checkpoint of BootMAE')
         parts[target] = value
-        moves.append((name, target.split('#')[0] if '#qkv' not in target else
-                      target.replace('qkv.weight#qkv', '{q,kv}.weight')))
+        moves.append(
+            (name, target.split('#')[0] if '#qkv' not in target else target.replace('qkv.weight#qkv', '{q,kv}.weight'))
+        )
     result: dict[str, Tensor] = {}
     for name, value in parts.items():
         base, _, part = name.partition('#')
@@ -146,9 +150,9 @@ def state_to_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
                 raise ValueError(f"{name} differs from backbone.pos_embed; the authors' model has one for both")
         elif name.endswith('attn.qkv.bias'):
             width = len(value) // 3
-            parts[f'{name}#q'], parts[f'{name}#v'] = (name, value[:width].clone()), (name, value[2 * width:].clone())
+            parts[f'{name}#q'], parts[f'{name}#v'] = (name, value[:width].clone()), (name, value[2 * width :].clone())
         elif name.endswith('attn.kv.bias'):
-            parts[f'{name}#v'] = name, value[len(value) // 2:].clone()
+            parts[f'{name}#v'] = name, value[len(value) // 2 :].clone()
         elif name.endswith('self_attn.kv.weight'):
             query = name.replace('kv.weight', 'q.weight')
             parts[name.replace('kv.weight', 'qkv.weight#qkv')] = name, torch.cat([state[query], value])
@@ -178,18 +182,28 @@ def to_project(checkpoint: dict) -> Conversion:
         ValueError: If it is not one of theirs.
     """
     if not is_official(checkpoint):
-        raise ValueError(f"not a pretraining checkpoint of the authors: `model` with BEiT-style keys is missing; it "
-                         f'has {sorted(checkpoint)[:5]}')
+        raise ValueError(
+            f'not a pretraining checkpoint of the authors: `model` with BEiT-style keys is missing; it '
+            f'has {sorted(checkpoint)[:5]}'
+        )
     state, moves = state_to_project(checkpoint['model'])
     conversion = Conversion({}, [(f'model.{source}', target) for source, target in moves])
     official: dict = dict(order={'model': list(checkpoint['model'])}, top=list(checkpoint))
     if 'model_ema' in checkpoint:
         ema, moves = state_to_project(checkpoint['model_ema'])
-        state.update({f'teacher.{_without_prefix(name)}': value for name, value in ema.items()
-                      if name.startswith('backbone.')})
-        conversion.moves += [(f'model_ema.{source}', f'teacher.{_without_prefix(target)}'
-                              if target.startswith('backbone.') else f'official.model_ema.{source}')
-                             for source, target in moves if target != FEATURE_POS_EMBED]
+        state.update(
+            {f'teacher.{_without_prefix(name)}': value for name, value in ema.items() if name.startswith('backbone.')}
+        )
+        conversion.moves += [
+            (
+                f'model_ema.{source}',
+                f'teacher.{_without_prefix(target)}'
+                if target.startswith('backbone.')
+                else f'official.model_ema.{source}',
+            )
+            for source, target in moves
+            if target != FEATURE_POS_EMBED
+        ]
         encoder = {source for source, target in moves if target.startswith('backbone.')}
         official['model_ema'] = {name: value for name, value in checkpoint['model_ema'].items() if name not in encoder}
         official['order']['model_ema'] = list(checkpoint['model_ema'])
@@ -213,14 +227,17 @@ def to_official(checkpoint: dict) -> Conversion:
     state = checkpoint.get('state_dict', {})
     student = {name: value for name, value in state.items() if not name.startswith('teacher.')}
     if not any(name.startswith('backbone.') for name in student):
-        raise ValueError(f'not a pretraining checkpoint of this project: no key starts with backbone.; it has '
-                         f'{sorted(checkpoint)[:5]}')
+        raise ValueError(
+            f'not a pretraining checkpoint of this project: no key starts with backbone.; it has '
+            f'{sorted(checkpoint)[:5]}'
+        )
     official = checkpoint.get('official', {})
     model, moves = state_to_official(student)
     conversion = Conversion({}, [(source, f'model.{target}') for source, target in moves])
     models = {'model': model}
-    teacher = {f'backbone.{_without_prefix(name)}': value for name, value in state.items()
-               if name.startswith('teacher.')}
+    teacher = {
+        f'backbone.{_without_prefix(name)}': value for name, value in state.items() if name.startswith('teacher.')
+    }
     if teacher:
         ema, moves = state_to_official(teacher)
         kept = official.get('model_ema') or {name: value for name, value in model.items() if name not in ema}

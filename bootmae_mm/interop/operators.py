@@ -36,6 +36,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     """
     import torch
     import torchvision.ops
+
     # Adding the offset to the far corner gives the same widths, heights and intersections.
     far = boxes.new_tensor([0, 0, offset, offset])
     with torch.no_grad():
@@ -47,9 +48,19 @@ def _check_pool_mode(pool_mode: int) -> None:
         raise NotImplementedError("roi_align with pool_mode='max' needs mmcv's compiled operators: " + INSTALL)
 
 
-def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor,
-                      aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
-                      pool_mode: int, aligned: bool) -> None:
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Average RoI align, written into ``output``; arguments as mmcv's.
 
     Args:
@@ -65,21 +76,51 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
         aligned: Shift by half a pixel, and no least size.
     """
     import torch
+
     _check_pool_mode(pool_mode)
     with torch.no_grad():
-        output.copy_(torch.ops.torchvision.roi_align(
-            input, rois.to(input.dtype), spatial_scale, aligned_height, aligned_width, _ratio(sampling_ratio), aligned))
+        output.copy_(
+            torch.ops.torchvision.roi_align(
+                input,
+                rois.to(input.dtype),
+                spatial_scale,
+                aligned_height,
+                aligned_width,
+                _ratio(sampling_ratio),
+                aligned,
+            )
+        )
 
 
-def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor,
-                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
-                       pool_mode: int, aligned: bool) -> None:
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Gradient of :func:`roi_align_forward`, added to ``grad_input`` (B, C, H, W)."""
     import torch
+
     _check_pool_mode(pool_mode)
-    grad_input.add_(torch.ops.torchvision._roi_align_backward(
-        grad_output, rois.to(grad_output.dtype), spatial_scale, aligned_height, aligned_width, *grad_input.shape,
-        _ratio(sampling_ratio), aligned))
+    grad_input.add_(
+        torch.ops.torchvision._roi_align_backward(
+            grad_output,
+            rois.to(grad_output.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *grad_input.shape,
+            _ratio(sampling_ratio),
+            aligned,
+        )
+    )
 
 
 def _ratio(sampling_ratio: int) -> int:
@@ -87,16 +128,20 @@ def _ratio(sampling_ratio: int) -> int:
     return sampling_ratio if sampling_ratio > 0 else -1
 
 
-INSTALL = ("build mmcv with operators for your torch and CUDA (`pip install --no-build-isolation onedl-mmcv`, or `mim "
-           'install mmcv` for the original distribution)')
+INSTALL = (
+    'build mmcv with operators for your torch and CUDA (`pip install --no-build-isolation onedl-mmcv`, or `mim '
+    'install mmcv` for the original distribution)'
+)
 SUPPLIED: dict[str, Callable] = dict(
-    nms=nms, roi_align_forward=roi_align_forward, roi_align_backward=roi_align_backward)
+    nms=nms, roi_align_forward=roi_align_forward, roi_align_backward=roi_align_backward
+)
 
 
 def _missing(name: str) -> Callable:
     def operator(*args: object, **kwargs: object) -> None:
-        raise NotImplementedError(f"the operator {name} needs mmcv's compiled operators, which are not installed: "
-                                  f'{INSTALL}')
+        raise NotImplementedError(
+            f"the operator {name} needs mmcv's compiled operators, which are not installed: {INSTALL}"
+        )
 
     operator.__name__ = name
     return operator
@@ -114,8 +159,9 @@ class _StandIn(ModuleType):
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds ``mmcv._ext`` where nothing else does."""
 
-    def find_spec(self, fullname: str, path: object = None,
-                  target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: object = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname != NAME:
             return None
         return importlib.machinery.ModuleSpec(fullname, self, origin='bootmae_mm.interop.operators')
@@ -138,5 +184,6 @@ def register_stand_in() -> None:
 def uses_stand_in() -> bool:
     """Whether ``mmcv._ext`` is, or would be, the stand-in."""
     import importlib.util
+
     spec = importlib.util.find_spec(NAME)
     return spec is not None and isinstance(spec.loader, _Finder)

@@ -73,6 +73,7 @@ class Parity:
             FileNotFoundError: If one of them is not there.
         """
         from safetensors.torch import load_file
+
         paths = [Path(f'{prefix}.{suffix}') for suffix in ('json', 'safetensors')]
         for path in paths:
             if not path.is_file():
@@ -81,8 +82,7 @@ class Parity:
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose name starts with ``prefix/``, without it."""
-        return {name[len(prefix) + 1:]: value for name, value in self.tensors.items()
-                if name.startswith(f'{prefix}/')}
+        return {name[len(prefix) + 1 :]: value for name, value in self.tensors.items() if name.startswith(f'{prefix}/')}
 
     def build(self) -> nn.Module:
         """The model of the reference, its initial weights converted from the authors' names."""
@@ -97,18 +97,22 @@ class Parity:
                         embed_dims=config['embed_dims'],
                         num_layers=config['depth'],
                         num_heads=config['num_heads'],
-                        feedforward_channels=int(config['embed_dims'] * config['mlp_ratio'])),
+                        feedforward_channels=int(config['embed_dims'] * config['mlp_ratio']),
+                    ),
                     img_size=config['img_size'],
                     patch_size=config['patch_size'],
-                    norm_cfg=dict(type='LN', eps=config['layernorm_eps'])),
+                    norm_cfg=dict(type='LN', eps=config['layernorm_eps']),
+                ),
                 neck=dict(
                     type='bootmae_mm.BootMAENeck',
-                    pixel=dict(
-                        width=config['decoder_dims'], depth=config['decoder_depth'], context_block=pixel_block),
-                    feature=dict(depth=config['decoder_depth'], context_block=feature_block)),
+                    pixel=dict(width=config['decoder_dims'], depth=config['decoder_depth'], context_block=pixel_block),
+                    feature=dict(depth=config['decoder_depth'], context_block=feature_block),
+                ),
                 pixel_head=dict(type='bootmae_mm.BootMAEPixelHead'),
                 feature_head=dict(type='bootmae_mm.BootMAEFeatureHead'),
-                feature_weight=config['feature_weight']))
+                feature_weight=config['feature_weight'],
+            )
+        )
         checkpoint = dict(model=self.group('model'), model_ema=self.group('ema'))
         model.load_state_dict(to_project(checkpoint).checkpoint['state_dict'])
         return model.train()
@@ -119,15 +123,16 @@ class Parity:
         kept = ids.shape[1] - self.reference['config']['num_masked']
         return dict(inputs=self.tensors['images'][index], ids_keep=ids[:, :kept], ids_mask=ids[:, kept:])
 
-    def compare(self, name: str, found: Tensor | float | None, wanted: Tensor | float,
-                tolerance: float = TOLERANCE) -> None:
+    def compare(
+        self, name: str, found: Tensor | float | None, wanted: Tensor | float, tolerance: float = TOLERANCE
+    ) -> None:
         """Note the largest difference of two values."""
         wanted = torch.as_tensor(wanted, dtype=torch.float64)
         difference = float('inf')
         if found is not None:
-            found = torch.as_tensor(found).detach().double()
-            if found.shape == wanted.shape:
-                difference = float((found - wanted).abs().max())
+            value = torch.as_tensor(found).detach().double()
+            if value.shape == wanted.shape:
+                difference = float((value - wanted).abs().max())
                 difference = float('inf') if difference != difference else difference
         self.differences.append(Difference(name, difference, float(wanted.abs().max()), tolerance))
 
@@ -154,12 +159,19 @@ class Parity:
 
         latent, context = model.backbone.encode_visible(images, batch['ids_keep'], model.neck.context_blocks)
         decoded = model.neck(latent, context, ids_mask)
-        self.compare('pixel_pred', model.pixel_head(decoded['pixel']),
-                     take_patches(self.tensors['pixel_pred'], ids_mask, model.backbone.patch_size))
-        self.compare('feature_pred', model.feature_head(decoded['feature']),
-                     take_tokens(self.tensors['feature_pred'], ids_mask))
-        self.compare('feature_target', model.teacher_features(images, ids_mask),
-                     take_tokens(self.tensors['feature_target'], ids_mask))
+        self.compare(
+            'pixel_pred',
+            model.pixel_head(decoded['pixel']),
+            take_patches(self.tensors['pixel_pred'], ids_mask, model.backbone.patch_size),
+        )
+        self.compare(
+            'feature_pred', model.feature_head(decoded['feature']), take_tokens(self.tensors['feature_pred'], ids_mask)
+        )
+        self.compare(
+            'feature_target',
+            model.teacher_features(images, ids_mask),
+            take_tokens(self.tensors['feature_target'], ids_mask),
+        )
 
         first = self.reference['first']
         model.weight_mask = False
@@ -169,14 +181,16 @@ class Parity:
         model.weight_mask = True
         losses = model.loss(**batch)
         total, _ = model.parse_losses(losses)
-        for name, value in (('pixel_loss', losses['pixel_loss']), ('feature_loss', losses['feature_loss']),
-                            ('total_loss', total)):
+        for name, value in (
+            ('pixel_loss', losses['pixel_loss']),
+            ('feature_loss', losses['feature_loss']),
+            ('total_loss', total),
+        ):
             self.compare(name, value, first[name])
 
         model.zero_grad()
         total.backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters()
-                     if parameter.grad is not None}
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
         self.compare_group('grad', state_to_official(gradients)[0], TOLERANCE)
         model.zero_grad()
 
@@ -197,13 +211,14 @@ class Parity:
             optim_wrapper.update_params(total)
             for teacher, student in pairs:
                 ema_update(list(teacher.parameters()), list(student.parameters()), self.reference['ema_decay'])
-            for name, value in (('pixel_loss', losses['pixel_loss']), ('feature_loss', losses['feature_loss']),
-                                ('total_loss', total)):
+            for name, value in (
+                ('pixel_loss', losses['pixel_loss']),
+                ('feature_loss', losses['feature_loss']),
+                ('total_loss', total),
+            ):
                 self.compare(f'step {index}: {name}', value, wanted[name], TOLERANCE_AFTER_STEPS)
 
         student = {name: value for name, value in model.state_dict().items() if not name.startswith('teacher.')}
         self.compare_group('final_model', state_to_official(student)[0], TOLERANCE_AFTER_STEPS)
         teacher = {f'backbone.{name}': value for name, value in model.teacher.state_dict().items()}
-        self.compare_group('final_ema', state_to_official({**teacher, **shadow.state_dict()})[0],
-                           TOLERANCE_AFTER_STEPS)
-
+        self.compare_group('final_ema', state_to_official({**teacher, **shadow.state_dict()})[0], TOLERANCE_AFTER_STEPS)

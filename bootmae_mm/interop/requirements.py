@@ -48,8 +48,10 @@ def check_requirements() -> None:
         if not found:
             raise ImportError(f'bootmae_mm needs {package}, and no distribution of it is installed: {INSTALL}')
         if len(found) > 1:
-            raise ImportError(f'{" and ".join(found)} are both installed and overwrite each other as `{package}`: '
-                              'uninstall both, then install one')
+            raise ImportError(
+                f'{" and ".join(found)} are both installed and overwrite each other as `{package}`: '
+                'uninstall both, then install one'
+            )
         for name, version in found.items():
             low, high = distributions[name]
             if not _numbers(low) <= _numbers(version) < _numbers(high):

@@ -6,6 +6,4 @@ from .heads import BootMAEFeatureHead, BootMAEPixelHead
 from .neck import BootMAENeck
 from .preprocessor import BootMAEDataPreprocessor
 
-__all__ = [
-    'BootMAE', 'BootMAEDataPreprocessor', 'BootMAEFeatureHead', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEViT'
-]
+__all__ = ['BootMAE', 'BootMAEDataPreprocessor', 'BootMAEFeatureHead', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEViT']

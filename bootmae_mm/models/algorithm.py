@@ -41,18 +41,20 @@ class BootMAE(BaseModel):
         ValueError: If heads and decoders do not match, or the teacher is configured without a feature decoder.
     """
 
-    def __init__(self,
-                 backbone: dict,
-                 neck: dict,
-                 pixel_head: dict | None = None,
-                 feature_head: dict | None = None,
-                 teacher: dict | None = None,
-                 teacher_norm: bool = False,
-                 weight_mask: bool = True,
-                 pixel_weight: float = 1.0,
-                 feature_weight: float = 1.0,
-                 data_preprocessor: dict | None = None,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        pixel_head: dict | None = None,
+        feature_head: dict | None = None,
+        teacher: dict | None = None,
+        teacher_norm: bool = False,
+        weight_mask: bool = True,
+        pixel_weight: float = 1.0,
+        feature_weight: float = 1.0,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(
@@ -61,13 +63,17 @@ class BootMAE(BaseModel):
                 embed_dims=self.backbone.embed_dims,
                 num_layers=self.backbone.num_layers,
                 num_heads=self.backbone.num_heads,
-                grid_size=self.backbone.grid_size))
+                grid_size=self.backbone.grid_size,
+            ),
+        )
         widths = self.neck.widths
         for name, head in (('pixel', pixel_head), ('feature', feature_head)):
             if (name in widths) != (head is not None):
-                raise ValueError(f'the {name} branch is half there: neck.{name} is '
-                                 f'{"given" if name in widths else "None"}, {name}_head is '
-                                 f'{"None" if head is None else "given"}')
+                raise ValueError(
+                    f'the {name} branch is half there: neck.{name} is '
+                    f'{"given" if name in widths else "None"}, {name}_head is '
+                    f'{"None" if head is None else "given"}'
+                )
         if teacher is not None and feature_head is None:
             raise ValueError('a teacher is configured, but there is no feature branch that would use it')
 
@@ -81,11 +87,13 @@ class BootMAE(BaseModel):
                 default_args=dict(
                     in_channels=widths['pixel'],
                     patch_size=self.backbone.patch_size,
-                    out_channels=self.backbone.patch_embed.projection.in_channels))
+                    out_channels=self.backbone.patch_embed.projection.in_channels,
+                ),
+            )
         if feature_head is not None:
             self.feature_head = MODELS.build(
-                feature_head,
-                default_args=dict(in_channels=widths['feature'], out_channels=self.teacher.embed_dims))
+                feature_head, default_args=dict(in_channels=widths['feature'], out_channels=self.teacher.embed_dims)
+            )
         self.teacher_norm = teacher_norm
         self.weight_mask = weight_mask
         self.pixel_weight = pixel_weight
@@ -101,8 +109,10 @@ class BootMAE(BaseModel):
             self.teacher_prefix = teacher.pop('prefix', 'backbone.')
             module = MODELS.build({**backbone, 'drop_path_rate': 0.0, **teacher.pop('backbone', {})})
             if not self.teacher_checkpoint or teacher:
-                raise ValueError('a frozen teacher is given by checkpoint (needed), prefix and backbone'
-                                 + (f', not by {sorted(teacher)}' if teacher else ''))
+                raise ValueError(
+                    'a frozen teacher is given by checkpoint (needed), prefix and backbone'
+                    + (f', not by {sorted(teacher)}' if teacher else '')
+                )
             if module.grid_size != self.backbone.grid_size:
                 raise ValueError(f'the teacher sees {module.grid_size} patches, the student {self.backbone.grid_size}')
         module.requires_grad_(False)
@@ -135,12 +145,14 @@ class BootMAE(BaseModel):
             self.teacher.eval()
         return self
 
-    def forward(self,
-                inputs: Tensor,
-                ids_keep: Tensor | None = None,
-                ids_mask: Tensor | None = None,
-                mode: str = 'tensor',
-                **_: object) -> dict | tuple | list:
+    def forward(
+        self,
+        inputs: Tensor,
+        ids_keep: Tensor | None = None,
+        ids_mask: Tensor | None = None,
+        mode: str = 'tensor',
+        **_: object,
+    ) -> dict | tuple | list:
         """Run in one of mmengine's modes.
 
         Args:
@@ -156,13 +168,17 @@ class BootMAE(BaseModel):
         if mode == 'tensor':
             return self.backbone(inputs)
         if ids_keep is None or ids_mask is None:
-            raise ValueError("no mask in the batch: the dataset needs masking=dict(grid_size=...), and the loader "
-                             "collate_fn=dict(type='bootmae_mm.collate')")
+            raise ValueError(
+                'no mask in the batch: the dataset needs masking=dict(grid_size=...), and the loader '
+                "collate_fn=dict(type='bootmae_mm.collate')"
+            )
         if mode == 'loss':
             return self.loss(inputs, ids_keep, ids_mask)
         if mode == 'predict':
-            return [{name: value.item() for name, value in self.loss(inputs, ids_keep, ids_mask).items()}
-                    | {'batch_size': len(inputs)}]
+            return [
+                {name: value.item() for name, value in self.loss(inputs, ids_keep, ids_mask).items()}
+                | {'batch_size': len(inputs)}
+            ]
         raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', but is {mode!r}")
 
     def loss(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> dict[str, Tensor]:
@@ -190,7 +206,7 @@ class BootMAE(BaseModel):
             prediction = self.feature_head(decoded['feature'])
             target = self.teacher_features(inputs, ids_mask)
             results['feature_loss'] = self.feature_head.loss(prediction, target, weights)
-            results.update(self._feature_norms(prediction, target))
+            results.update(self._feature_norms(prediction, target, self.feature_head.normalize(target)))
         return results
 
     @torch.no_grad()
@@ -198,22 +214,25 @@ class BootMAE(BaseModel):
         """The target: features of the masked patches, seen in the whole image. (B, C, H, W), (B, M) -> (B, M, D)."""
         return self.teacher.encode_patches(inputs, ids_mask, norm=self.teacher_norm)
 
+    @staticmethod
     @torch.no_grad()
-    def _feature_norms(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        patches = self.feature_head.normalize(target).flatten(0, 1)
+    def _feature_norms(prediction: Tensor, target: Tensor, normalized: Tensor) -> dict[str, Tensor]:
         return dict(
             feature_pred_norm=prediction.detach().float().norm(dim=2).mean(),
             feature_target_norm=target.float().norm(dim=2).mean(),
-            feature_target_std=patches.std(dim=0, correction=0).mean())
+            feature_target_std=normalized.flatten(0, 1).std(dim=0, correction=0).mean(),
+        )
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, OrderedDict]:
         """Weigh and add the losses; log each one unweighted.
 
         mmengine would add every entry whose name contains 'loss'; this adds the two losses, times their weights.
         """
-        total = sum(weight * losses[name] for name, weight in (('pixel_loss', self.pixel_weight),
-                                                               ('feature_loss', self.feature_weight))
-                    if name in losses)
+        total = sum(
+            weight * losses[name]
+            for name, weight in (('pixel_loss', self.pixel_weight), ('feature_loss', self.feature_weight))
+            if name in losses
+        )
         return total, OrderedDict((name, value.detach()) for name, value in dict(loss=total, **losses).items())
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -225,9 +244,13 @@ class BootMAE(BaseModel):
         rows, columns = self.backbone.grid_size
         kept, masked = ids_keep.shape[-1], ids_mask.shape[-1]
         if ids_keep.shape != (len(inputs), kept) or ids_mask.shape != (len(inputs), masked):
-            raise ValueError(f'ids_keep {tuple(ids_keep.shape)} and ids_mask {tuple(ids_mask.shape)} must be '
-                             f'(batch, patches) of a batch of {len(inputs)}')
+            raise ValueError(
+                f'ids_keep {tuple(ids_keep.shape)} and ids_mask {tuple(ids_mask.shape)} must be '
+                f'(batch, patches) of a batch of {len(inputs)}'
+            )
         if kept + masked != rows * columns or not 0 < masked < rows * columns:
-            raise ValueError(f'{kept} kept and {masked} masked patches do not fit an image of {rows} x {columns} '
-                             f'= {rows * columns} patches: 0 < masked < {rows * columns} is needed, and grid_size in '
-                             '`masking` of the dataset must be that of the backbone')
+            raise ValueError(
+                f'{kept} kept and {masked} masked patches do not fit an image of {rows} x {columns} '
+                f'= {rows * columns} patches: 0 < masked < {rows * columns} is needed, and grid_size in '
+                '`masking` of the dataset must be that of the backbone'
+            )

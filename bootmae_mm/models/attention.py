@@ -18,7 +18,7 @@ def without_key_bias(bias: Tensor | None, before: int, keys: int) -> Tensor | No
     """
     if bias is None:
         return None
-    return torch.cat([bias[:before], bias.new_zeros(keys), bias[before + keys:]])
+    return torch.cat([bias[:before], bias.new_zeros(keys), bias[before + keys :]])
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float = 0.0) -> Tensor:

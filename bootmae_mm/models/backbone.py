@@ -16,8 +16,7 @@ from .tokens import patch_grid, sincos_pos_embed, take_patches, take_tokens, to_
 
 
 def _arch(embed_dims: int, num_layers: int, num_heads: int) -> dict:
-    return dict(
-        embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads, feedforward_channels=4 * embed_dims)
+    return dict(embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads, feedforward_channels=4 * embed_dims)
 
 
 @MODELS.register_module()
@@ -48,11 +47,9 @@ class BootMAEViT(VisionTransformer):
         **dict.fromkeys(['h', 'huge'], _arch(1280, 32, 16)),
     }
 
-    def __init__(self,
-                 arch: str | dict = 'base',
-                 img_size: int | tuple[int, int] = 224,
-                 patch_size: int = 16,
-                 **kwargs: object) -> None:
+    def __init__(
+        self, arch: str | dict = 'base', img_size: int | tuple[int, int] = 224, patch_size: int = 16, **kwargs: object
+    ) -> None:
         self._check_arch(arch)
         self.grid_size = patch_grid(img_size, patch_size)
         super().__init__(arch=arch, img_size=to_pair(img_size, 'img_size'), patch_size=patch_size, **kwargs)
@@ -114,8 +111,9 @@ class BootMAEViT(VisionTransformer):
                 nn.init.normal_(self.cls_token, std=1e-6)
             self.pos_embed.copy_(self._fixed_pos_embed())
 
-    def encode_visible(self, images: Tensor, ids_keep: Tensor,
-                       context_blocks: set[int] | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+    def encode_visible(
+        self, images: Tensor, ids_keep: Tensor, context_blocks: set[int] | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """The student's pass: encode the class token and the kept patches only.
 
         Args:
@@ -165,7 +163,7 @@ class BootMAEViT(VisionTransformer):
         """(B, C, H, W) -> (B, 1 + L, D), with positions."""
         self._check_images(images)
         x, _ = self.patch_embed(images)
-        return torch.cat([self._placed_cls_token(len(x)), x + self.pos_embed[:, self.num_extra_tokens:]], dim=1)
+        return torch.cat([self._placed_cls_token(len(x)), x + self.pos_embed[:, self.num_extra_tokens :]], dim=1)
 
     def _embed_kept(self, images: Tensor, ids_keep: Tensor) -> Tensor:
         """(B, C, H, W), (B, V) -> (B, 1 + V, D), with positions; a convolution of the kept patches only."""
@@ -173,7 +171,7 @@ class BootMAEViT(VisionTransformer):
         projection = self.patch_embed.projection
         patches = take_patches(images, ids_keep, self.patch_size).flatten(2)
         x = F.linear(patches, projection.weight.flatten(1), projection.bias)
-        x = x + take_tokens(self.pos_embed[:, self.num_extra_tokens:], ids_keep)
+        x = x + take_tokens(self.pos_embed[:, self.num_extra_tokens :], ids_keep)
         return self.pre_norm(self.drop_after_pos(torch.cat([self._placed_cls_token(len(x)), x], dim=1)))
 
     def _placed_cls_token(self, batch: int) -> Tensor:
@@ -183,5 +181,7 @@ class BootMAEViT(VisionTransformer):
 
     def _check_images(self, images: Tensor) -> None:
         if images.dim() != 4 or tuple(images.shape[2:]) != tuple(self.img_size):
-            raise ValueError(f'images of shape (batch, channels, {self.img_size[0]}, {self.img_size[1]}) are wanted '
-                             f'(img_size of the backbone), but their shape is {tuple(images.shape)}')
+            raise ValueError(
+                f'images of shape (batch, channels, {self.img_size[0]}, {self.img_size[1]}) are wanted '
+                f'(img_size of the backbone), but their shape is {tuple(images.shape)}'
+            )

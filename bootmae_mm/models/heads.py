@@ -28,12 +28,14 @@ class BootMAEPixelHead(BaseModule):
 
     NORMALIZE = ('channel', 'patch', 'none')
 
-    def __init__(self,
-                 in_channels: int,
-                 patch_size: int,
-                 out_channels: int = 3,
-                 normalize: str = 'channel',
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int,
+        out_channels: int = 3,
+        normalize: str = 'channel',
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if normalize not in self.NORMALIZE:
             raise ValueError(f'normalize must be one of {", ".join(self.NORMALIZE)}, but is {normalize!r}')

@@ -72,15 +72,17 @@ class TargetAwareDecoder(BaseModule):
         eps: Of the norms.
     """
 
-    def __init__(self,
-                 embed_dims: int,
-                 width: int,
-                 depth: int,
-                 num_heads: int,
-                 grid_size: tuple[int, int],
-                 context_block: int | None,
-                 mlp_ratio: float = 4.0,
-                 eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        embed_dims: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        grid_size: tuple[int, int],
+        context_block: int | None,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f'the depth of a decoder must be at least 1, but is {depth}')
@@ -91,8 +93,7 @@ class TargetAwareDecoder(BaseModule):
         # A buffer, so that checkpoints carry the authors' values; the class token's row is never used.
         self.register_buffer('pos_embed', sincos_pos_embed(grid_size, width))
         context_dims = None if context_block is None else embed_dims
-        self.blocks = nn.ModuleList(
-            DecoderBlock(width, context_dims, num_heads, mlp_ratio, eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(DecoderBlock(width, context_dims, num_heads, mlp_ratio, eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def init_weights(self) -> None:
@@ -106,11 +107,9 @@ class TargetAwareDecoder(BaseModule):
                         nn.init.xavier_uniform_(part)
                     nn.init.zeros_(module.bias)
 
-    def forward(self,
-                latent: Tensor,
-                context: Tensor | None,
-                ids_mask: Tensor,
-                ids_keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latent: Tensor, context: Tensor | None, ids_mask: Tensor, ids_keep: Tensor | None = None
+    ) -> Tensor:
         """Predict tokens of the masked patches.
 
         Args:
@@ -120,7 +119,7 @@ class TargetAwareDecoder(BaseModule):
             ids_keep: Indices of the kept patches, (B, V), to return their tokens too, for pictures; no loss sees them.
 
         Returns:
-            Tensor (B, M, width), in the order of ``ids_mask``; with ``ids_keep`` (B, V + M, width), the kept ones first.
+            Tensor (B, M, width), in the order of ``ids_mask``; with ``ids_keep`` (B, V + M, width), kept ones first.
         """
         masked = self.mask_token + take_tokens(self.pos_embed[:, 1:], ids_mask)
         visible = self.embed(latent)
@@ -152,16 +151,19 @@ class BootMAENeck(BaseModule):
 
     DEFAULTS = dict(
         pixel=dict(width=512, depth=2, context_block=0, num_heads=None, mlp_ratio=4.0),
-        feature=dict(width=None, depth=2, context_block=-1, num_heads=None, mlp_ratio=4.0))
+        feature=dict(width=None, depth=2, context_block=-1, num_heads=None, mlp_ratio=4.0),
+    )
 
-    def __init__(self,
-                 embed_dims: int,
-                 num_layers: int,
-                 num_heads: int,
-                 grid_size: tuple[int, int],
-                 pixel: dict | None = DEFAULTS['pixel'],
-                 feature: dict | None = DEFAULTS['feature'],
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        embed_dims: int,
+        num_layers: int,
+        num_heads: int,
+        grid_size: tuple[int, int],
+        pixel: dict | None = DEFAULTS['pixel'],
+        feature: dict | None = DEFAULTS['feature'],
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if pixel is None and feature is None:
             raise ValueError('the neck needs a pixel or a feature decoder; both are None')
@@ -171,8 +173,10 @@ class BootMAENeck(BaseModule):
                 continue
             unknown = set(options) - set(self.DEFAULTS[name])
             if unknown:
-                raise ValueError(f'unknown option {sorted(unknown)} of the {name} decoder; '
-                                 f'there are {", ".join(self.DEFAULTS[name])}')
+                raise ValueError(
+                    f'unknown option {sorted(unknown)} of the {name} decoder; '
+                    f'there are {", ".join(self.DEFAULTS[name])}'
+                )
             options = {**self.DEFAULTS[name], **options}
             options['context_block'] = self._block(options['context_block'], num_layers, name)
             options['width'] = options['width'] or embed_dims
@@ -185,8 +189,9 @@ class BootMAENeck(BaseModule):
         if index is None:
             return None
         if not -num_layers <= index < num_layers:
-            raise ValueError(f'context_block {index} of the {name} decoder is not a block of an encoder with '
-                             f'{num_layers}')
+            raise ValueError(
+                f'context_block {index} of the {name} decoder is not a block of an encoder with {num_layers}'
+            )
         return index % num_layers
 
     @property

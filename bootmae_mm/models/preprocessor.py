@@ -20,10 +20,12 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
         non_blocking: Copy without waiting; needs ``pin_memory`` in the loader to have an effect.
     """
 
-    def __init__(self,
-                 mean: Sequence[float] = (127.5, 127.5, 127.5),
-                 std: Sequence[float] = (127.5, 127.5, 127.5),
-                 non_blocking: bool = True) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        non_blocking: bool = True,
+    ) -> None:
         super().__init__(non_blocking=non_blocking)
         if len(mean) != len(std) or any(value <= 0 for value in std):
             raise ValueError(f'mean and std need one number a channel and std > 0, but are {mean} and {std}')
@@ -40,7 +42,9 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
         images = data.get('inputs')
         if not isinstance(images, torch.Tensor) or images.dim() != 4 or images.shape[1] != len(self.mean):
             found = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-            raise ValueError(f'inputs must be a batch of images (B, {len(self.mean)}, H, W), but are {found}; '
-                             "is collate_fn=dict(type='bootmae_mm.collate') set in the loader?")
+            raise ValueError(
+                f'inputs must be a batch of images (B, {len(self.mean)}, H, W), but are {found}; '
+                "is collate_fn=dict(type='bootmae_mm.collate') set in the loader?"
+            )
         data['inputs'] = (images.float() - self.mean) / self.std
         return data

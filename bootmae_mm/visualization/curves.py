@@ -47,6 +47,7 @@ def draw_curves(scalars: list[dict], path: str | Path) -> Path:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     groups = [(title, [name for name in names if name in scalars[-1]], log) for title, names, log in GROUPS]
     groups = [group for group in groups if group[1]]
     rows = -(-len(groups) // 2)

@@ -45,14 +45,16 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
     predicted = head(tokens).float() * deviation + mean
 
     prediction = place_patches(images, predicted, ids)
-    reconstruction = place_patches(images, predicted[:, ids_keep.shape[1]:], ids_mask)
+    reconstruction = place_patches(images, predicted[:, ids_keep.shape[1] :], ids_mask)
     preprocessor = model.data_preprocessor
     grey = (255 * GREY - preprocessor.mean) / preprocessor.std
     empty = grey.expand_as(images).contiguous()
     masked = place_patches(empty, take_patches(images, ids_keep, head.patch_size), ids_keep)
     panels = (images, masked, reconstruction, prediction)
-    return {name: ((panel.float() * preprocessor.std + preprocessor.mean) / 255).clamp(0, 1).cpu()
-            for name, panel in zip(PANELS, panels, strict=True)}
+    return {
+        name: ((panel.float() * preprocessor.std + preprocessor.mean) / 255).clamp(0, 1).cpu()
+        for name, panel in zip(PANELS, panels, strict=True)
+    }
 
 
 def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), least_edge: int = 112) -> np.ndarray:
@@ -67,6 +69,7 @@ def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), le
         uint8 array (height, width, 3), RGB.
     """
     from PIL import Image, ImageDraw, ImageFont
+
     count, _, height, width = next(iter(panels.values())).shape
     factor = max(1, -(-least_edge // height))
     height, width, gap, top = height * factor, width * factor, 6, 24
@@ -78,7 +81,7 @@ def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), le
         draw.text((gap, top + row * (height + gap)), name, fill='black', font=font)
     for column, (title, images) in enumerate(panels.items()):
         x = left + gap + column * (width + gap)
-        label = title if font.getlength(title) <= width else title[:max(1, width // 8)]
+        label = title if font.getlength(title) <= width else title[: max(1, width // 8)]
         draw.text((x, 4), label, fill='black', font=font)
         pixels = (images.expand(-1, 3, -1, -1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for row in range(count):

@@ -6,9 +6,11 @@ model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
         img_size=16,
-        patch_size=4),
+        patch_size=4,
+    ),
     neck=dict(pixel=dict(width=48)),
-    pixel_head=dict(normalize='none'))
+    pixel_head=dict(normalize='none'),
+)
 
 # Shifts by one pixel; no flips: a mirrored digit is none.
 train_pipeline = [
@@ -23,21 +25,23 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='bootmae_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='bootmae_mm.collate'),
-    dataset=dict(type='bootmae_mm.Digits', split='train', pipeline=train_pipeline, masking=masking))
+    dataset=dict(type='bootmae_mm.Digits', split='train', pipeline=train_pipeline, masking=masking),
+)
 test_dataloader = dict(
     batch_size=250,
     num_workers=1,
     sampler=dict(type='bootmae_mm.SeededSampler', shuffle=False),
     collate_fn=dict(type='bootmae_mm.collate'),
-    dataset=dict(
-        type='bootmae_mm.Digits', split='test', pipeline=[dict(type='bootmae_mm.PackImage')], masking=masking))
+    dataset=dict(type='bootmae_mm.Digits', split='test', pipeline=[dict(type='bootmae_mm.PackImage')], masking=masking),
+)
 test_evaluator = dict(type='bootmae_mm.PretrainLoss')
 test_cfg = dict()
 
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='bootmae_mm.GroupedOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, fused=True))
+    optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, fused=True),
+)
 train_cfg = dict(by_epoch=True, max_epochs=90)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=50),
@@ -48,4 +52,5 @@ default_hooks = dict(
     feature_weight=dict(weight=0.5, ramp=0.25),
     logger=dict(interval=20),
     checkpoint=dict(interval=90, max_keep_ckpts=1),
-    reconstruction=dict(interval=30, num_images=6))
+    reconstruction=dict(interval=30, num_images=6),
+)

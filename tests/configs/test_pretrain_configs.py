@@ -9,8 +9,10 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT, build, random_batch, run_config, tiny_config
 
-CONFIGS = sorted(path.relative_to(ROOT / 'configs/pretrain').with_suffix('').as_posix()
-                 for path in (ROOT / 'configs/pretrain').rglob('*.py'))
+CONFIGS = sorted(
+    path.relative_to(ROOT / 'configs/pretrain').with_suffix('').as_posix()
+    for path in (ROOT / 'configs/pretrain').rglob('*.py')
+)
 
 
 def read(name):
@@ -59,11 +61,17 @@ def test_main_config_is_the_papers():
     optimizer = wrapper.optimizer
     assert optimizer.lr == pytest.approx(2.4e-3)
     assert (optimizer.type, tuple(optimizer.betas), optimizer.eps, optimizer.weight_decay) == (
-        'AdamW', (0.9, 0.95), 1e-8, 0.05)
+        'AdamW',
+        (0.9, 0.95),
+        1e-8,
+        0.05,
+    )
     assert 'clip_grad' not in wrapper and wrapper.dtype == 'bfloat16'
     assert cfg.train_cfg.max_epochs == 800
     assert [dict(type=s.type, begin=s.begin, end=s.end) for s in cfg.param_scheduler] == [
-        dict(type='LinearLR', begin=0, end=40), dict(type='CosineAnnealingLR', begin=40, end=800)]
+        dict(type='LinearLR', begin=0, end=40),
+        dict(type='CosineAnnealingLR', begin=40, end=800),
+    ]
     assert cfg.param_scheduler[1].eta_min == 1e-4
     assert cfg.default_hooks.ema.decay == [(0, 0.999), (100, 0.9999), (400, 0.99999)]
     assert (cfg.default_hooks.feature_weight.weight, cfg.default_hooks.feature_weight.ramp) == (1.0, 0.25)
@@ -72,7 +80,11 @@ def test_main_config_is_the_papers():
     crop = cfg.train_dataloader.dataset.pipeline[1]
     assert (crop.scale, crop.crop_ratio_range, crop.interpolation) == (224, (0.2, 1.0), 'bicubic')
     assert [t.type for t in cfg.train_dataloader.dataset.pipeline] == [
-        'bootmae_mm.LoadRGB', 'RandomResizedCrop', 'RandomFlip', 'bootmae_mm.PackImage']
+        'bootmae_mm.LoadRGB',
+        'RandomResizedCrop',
+        'RandomFlip',
+        'bootmae_mm.PackImage',
+    ]
     assert cfg.model.data_preprocessor.mean == cfg.model.data_preprocessor.std == [127.5] * 3
 
 
@@ -86,8 +98,10 @@ def test_large_config():
     assert 8 * cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == 4096
 
 
-@pytest.mark.parametrize(('name', 'epochs'), [('bootmae_vitb_100e', 100), ('bootmae_vitb_300e', 300),
-                                              ('bootmae_vitl_100e', 100), ('bootmae_vitl_300e', 300)])
+@pytest.mark.parametrize(
+    ('name', 'epochs'),
+    [('bootmae_vitb_100e', 100), ('bootmae_vitb_300e', 300), ('bootmae_vitl_100e', 100), ('bootmae_vitl_300e', 300)],
+)
 def test_shorter_schedules(name, epochs):
     cfg, base = read(name), read(name.rsplit('_', 1)[0])
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
@@ -108,15 +122,25 @@ def differences(name):
     return {key: other.get(key, 'gone') for key in {**main, **other} if main.get(key, 'none') != other.get(key, 'gone')}
 
 
-GONE_FEATURE = {'model.neck.feature': None, 'model.neck.feature.depth': 'gone',
-                'model.neck.feature.context_block': 'gone', 'model.feature_head': None,
-                'model.feature_head.type': 'gone'}
+GONE_FEATURE = {
+    'model.neck.feature': None,
+    'model.neck.feature.depth': 'gone',
+    'model.neck.feature.context_block': 'gone',
+    'model.feature_head': None,
+    'model.feature_head.type': 'gone',
+}
 MASK = 'train_dataloader.dataset.masking.strategy'
 ABLATIONS = {
     'no_feature': GONE_FEATURE,
-    'no_pixel': {'model.neck.pixel': None, 'model.neck.pixel.width': 'gone', 'model.neck.pixel.depth': 'gone',
-                 'model.neck.pixel.context_block': 'gone', 'model.pixel_head': None, 'model.pixel_head.type': 'gone',
-                 'model.pixel_head.normalize': 'gone'},
+    'no_pixel': {
+        'model.neck.pixel': None,
+        'model.neck.pixel.width': 'gone',
+        'model.neck.pixel.depth': 'gone',
+        'model.neck.pixel.context_block': 'gone',
+        'model.pixel_head': None,
+        'model.pixel_head.type': 'gone',
+        'model.pixel_head.normalize': 'gone',
+    },
     'no_injection': {'model.neck.pixel.context_block': None, 'model.neck.feature.context_block': None},
     'context_swapped': {'model.neck.pixel.context_block': -1, 'model.neck.feature.context_block': 0},
     'context_shallow': {'model.neck.feature.context_block': 0},
@@ -126,9 +150,15 @@ ABLATIONS = {
     'no_weight_mask': {'model.weight_mask': False},
     'target_after_norm': {'model.teacher_norm': True},
     'frozen_teacher': {'model.teacher.checkpoint': 'checkpoints/mae_vitb.pth', 'model.teacher.prefix': 'backbone.'},
-    'plain_mae': {**GONE_FEATURE, 'model.neck.pixel.depth': 8, 'model.neck.pixel.num_heads': 16,
-                  'model.neck.pixel.context_block': None, 'model.pixel_head.normalize': 'patch',
-                  'model.weight_mask': False, MASK: 'random'},
+    'plain_mae': {
+        **GONE_FEATURE,
+        'model.neck.pixel.depth': 8,
+        'model.neck.pixel.num_heads': 16,
+        'model.neck.pixel.context_block': None,
+        'model.pixel_head.normalize': 'patch',
+        'model.weight_mask': False,
+        MASK: 'random',
+    },
 }
 
 

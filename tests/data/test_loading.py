@@ -32,8 +32,11 @@ def loader(folder, workers, **options):
             num_workers=workers,
             sampler=dict(type='bootmae_mm.SeededSampler', shuffle=True, seed=3),
             collate_fn=dict(type='bootmae_mm.collate'),
-            dataset=dict(type='bootmae_mm.ImageFolder', data_root=str(folder), pipeline=PIPELINE, masking=MASKING,
-                         **options)))
+            dataset=dict(
+                type='bootmae_mm.ImageFolder', data_root=str(folder), pipeline=PIPELINE, masking=MASKING, **options
+            ),
+        )
+    )
 
 
 def test_batches_do_not_depend_on_workers_but_on_the_epoch(image_folder):
@@ -68,8 +71,9 @@ def test_seeds_do_not_depend_on_the_number_of_processes():
 
 
 def test_roll_of_a_batch_brings_blocked_patches_to_the_front():
-    samples = [dict(inputs=torch.zeros(3, 2, 2), mask_order=np.arange(6) + 0, mask_roll=roll, num_masked=4)
-               for roll in (2, 0)]
+    samples = [
+        dict(inputs=torch.zeros(3, 2, 2), mask_order=np.arange(6) + 0, mask_roll=roll, num_masked=4) for roll in (2, 0)
+    ]
     batch = collate(samples)  # both by the draw of the first
     assert batch['ids_keep'].tolist() == [[4, 5], [4, 5]]
     assert batch['ids_mask'].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
@@ -81,18 +85,21 @@ def test_collate_refuses_images_of_different_sizes():
 
 
 def test_pack_passes_chosen_keys_on():
-    packed = PackImage(keys=('gt_label', ))(dict(img=np.zeros((2, 4, 3), np.uint8), gt_label=7, other=1))
+    packed = PackImage(keys=('gt_label',))(dict(img=np.zeros((2, 4, 3), np.uint8), gt_label=7, other=1))
     assert packed['inputs'].shape == (3, 2, 4) and packed['gt_label'] == 7 and 'other' not in packed
     assert collate([packed, packed])['gt_label'] == [7, 7]
 
 
-@pytest.mark.parametrize(('mode', 'pixel', 'wanted'), [
-    ('RGB', (250, 120, 10), (250, 120, 10)),
-    ('L', 77, (77, 77, 77)),
-    ('P', 0, None),
-    ('RGBA', (250, 120, 10, 255), (250, 120, 10)),
-    ('CMYK', (0, 0, 0, 0), (255, 255, 255)),
-])
+@pytest.mark.parametrize(
+    ('mode', 'pixel', 'wanted'),
+    [
+        ('RGB', (250, 120, 10), (250, 120, 10)),
+        ('L', 77, (77, 77, 77)),
+        ('P', 0, None),
+        ('RGBA', (250, 120, 10, 255), (250, 120, 10)),
+        ('CMYK', (0, 0, 0, 0), (255, 255, 255)),
+    ],
+)
 def test_modes_become_rgb(tmp_path, mode, pixel, wanted):
     path = tmp_path / ('x.jpg' if mode == 'CMYK' else 'x.png')
     Image.new(mode, (5, 4), pixel).save(path)
@@ -144,6 +151,7 @@ def test_too_many_unreadable_images_stop_the_run_and_are_named(image_folder):
 
 def test_unreadable_error_survives_pickling():
     import pickle
+
     error = pickle.loads(pickle.dumps(UnreadableImageError('a.jpg', 'truncated')))
     assert str(error) == 'a.jpg: truncated'
 
@@ -156,7 +164,9 @@ def test_folder_finds_images_at_any_depth_and_a_list_restricts_them(image_folder
     (tmp_path / 'list.txt').write_text('part0/image 2.png\npart1/image 3.png 17\n')
     listed = ImageFolder(data_root=str(image_folder), ann_file=str(tmp_path / 'list.txt'), pipeline=[])
     assert [listed.get_data_info(i)['img_path'] for i in range(len(listed))] == [
-        str(image_folder / 'part0/image 2.png'), str(image_folder / 'part1/image 3.png')]
+        str(image_folder / 'part0/image 2.png'),
+        str(image_folder / 'part1/image 3.png'),
+    ]
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -181,5 +191,6 @@ def test_digits():
 
 def test_seeded_index_is_an_int_that_survives_pickling():
     import pickle
+
     index = pickle.loads(pickle.dumps(SeededIndex(5, 42)))
     assert index == 5 and index.seed == 42

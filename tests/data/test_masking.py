@@ -44,7 +44,7 @@ def test_block_masks_have_the_authors_distribution():
     # Standard error of a share near 0.6 over 3,000 draws is 0.009, of a difference 0.0126: 5 of them for 196 places.
     assert np.abs(places - wanted).max() < 0.063
     assert abs(places - wanted).mean() < 0.0126
-    assert abs(blocky - wanted_blocky) < 5 * wanted_spread * (2 / count)**0.5
+    assert abs(blocky - wanted_blocky) < 5 * wanted_spread * (2 / count) ** 0.5
     assert abs(spread / wanted_spread - 1) < 0.1
     assert blocky > 0.78  # of random masks it would be 0.61
     # mmpretrain's generator leaves the last row and column almost always visible; the authors' does not.
@@ -97,17 +97,20 @@ def test_block_strategy_masks_in_blocks_only():
     assert statistics(masks)[1] > 0.84  # of random masks it would be 0.75
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(ratio=0.0), '0 < masked'),
-    (dict(ratio=1.0), '0 < masked'),
-    (dict(grid_size=(2, 2), ratio=0.05), '0 < masked'),
-    (dict(strategy='stripes'), 'strategy'),
-    (dict(num_blocked=196), 'num_blocked'),
-    (dict(min_block=9, max_block=4), 'min_block'),
-    (dict(roll=0), 'roll'),
-    (dict(grid_size=(1, 8)), 'two rows'),
-    (dict(grid_size=0), 'grid_size'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(ratio=0.0), '0 < masked'),
+        (dict(ratio=1.0), '0 < masked'),
+        (dict(grid_size=(2, 2), ratio=0.05), '0 < masked'),
+        (dict(strategy='stripes'), 'strategy'),
+        (dict(num_blocked=196), 'num_blocked'),
+        (dict(min_block=9, max_block=4), 'min_block'),
+        (dict(roll=0), 'roll'),
+        (dict(grid_size=(1, 8)), 'two rows'),
+        (dict(grid_size=0), 'grid_size'),
+    ],
+)
 def test_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
         MaskSampling(**options)

@@ -63,8 +63,7 @@ def test_teacher_follows_optimizer_steps_only(tmp_path, image_folder, accumulate
     teacher = runner.model.teacher.state_dict()
     for name, value in witness.teacher.items():
         torch.testing.assert_close(teacher[name], value, rtol=1e-5, atol=1e-7)
-    assert not torch.equal(teacher['layers.0.attn.qkv.weight'],
-                           runner.model.backbone.layers[0].attn.qkv.weight)
+    assert not torch.equal(teacher['layers.0.attn.qkv.weight'], runner.model.backbone.layers[0].attn.qkv.weight)
     for epoch, weight in witness.log:
         assert weight == pytest.approx(feature_weight(epoch, 3, 0.7, 0.5))
     # The checkpoint holds student and teacher.
@@ -92,7 +91,10 @@ def test_teacher_is_a_copy_of_loaded_weights_at_a_fresh_start(tmp_path, image_fo
 
 
 def test_ema_update_by_hand_and_exact_where_equal():
-    teacher, student = [torch.tensor([1.0, 2.0]), torch.tensor([[0.3]])], [torch.tensor([3.0, 2.0]), torch.tensor([[0.3]])]
+    teacher, student = (
+        [torch.tensor([1.0, 2.0]), torch.tensor([[0.3]])],
+        [torch.tensor([3.0, 2.0]), torch.tensor([[0.3]])],
+    )
     ema_update(teacher, student, 0.9)
     torch.testing.assert_close(teacher[0], torch.tensor([1.2, 2.0]))
     assert torch.equal(teacher[1], student[1])
@@ -103,19 +105,33 @@ def test_scalars_of_every_interval(tmp_path, image_folder):
     runner.train()
     scalars = read_scalars(tmp_path / 'work')
     assert [entry['step'] for entry in scalars] == list(range(1, 7))
-    names = {'loss', 'pixel_loss', 'feature_loss', 'feature_weight', 'ema_decay', 'lr', 'grad_norm', 'feature_pred_norm',
-             'feature_target_norm', 'feature_target_std', 'data_time', 'time', 'memory'}
+    names = {
+        'loss',
+        'pixel_loss',
+        'feature_loss',
+        'feature_weight',
+        'ema_decay',
+        'lr',
+        'grad_norm',
+        'feature_pred_norm',
+        'feature_target_norm',
+        'feature_target_std',
+        'data_time',
+        'time',
+        'memory',
+    }
     for entry in scalars:
         assert names <= set(entry), names - set(entry)
         assert all(math.isfinite(entry[name]) for name in names)
     assert scalars[0]['loss'] == pytest.approx(
-        scalars[0]['pixel_loss'] + scalars[0]['feature_weight'] * scalars[0]['feature_loss'], rel=1e-5)
+        scalars[0]['pixel_loss'] + scalars[0]['feature_weight'] * scalars[0]['feature_loss'], rel=1e-5
+    )
     assert [entry['ema_decay'] for entry in scalars] == pytest.approx([0.5, 0.5, 0.7, 0.7, 0.9, 0.9])
     assert 'eta:' in next((tmp_path / 'work').glob('*/*.log')).read_text()
 
 
 def test_values_are_fetched_once_an_interval(tmp_path, image_folder, monkeypatch):
-    runner = make_runner(tmp_path, image_folder, dict({'default_hooks.logger.interval': 2}), batch_size=2)
+    runner = make_runner(tmp_path, image_folder, {'default_hooks.logger.interval': 2}, batch_size=2)
     fetched = []
 
     def watched(method):
@@ -166,7 +182,9 @@ class Poison(Hook):
 def test_non_finite_loss_stops_the_run(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder)
     runner.register_hook(Poison(4))
-    with pytest.raises(FloatingPointError, match=r'at iteration 4: loss nan, pixel_loss nan, feature_loss \d.*epoch_1.pth'):
+    with pytest.raises(
+        FloatingPointError, match=r'at iteration 4: loss nan, pixel_loss nan, feature_loss \d.*epoch_1.pth'
+    ):
         runner.train()
 
 
@@ -183,8 +201,13 @@ def resumed(tmp_path, image_folder, workers, accumulate):
     whole = make_runner(tmp_path, image_folder, workers=workers, accumulate=accumulate)
     whole.train()
     (tmp_path / 'work/epoch_1.pth').rename(tmp_path / 'stopped.pth')
-    runner = make_runner(tmp_path, image_folder, dict(resume=True, load_from=str(tmp_path / 'stopped.pth')),
-                         workers=workers, accumulate=accumulate)
+    runner = make_runner(
+        tmp_path,
+        image_folder,
+        dict(resume=True, load_from=str(tmp_path / 'stopped.pth')),
+        workers=workers,
+        accumulate=accumulate,
+    )
     torch.manual_seed(1234)  # whatever happened in between
     runner.train()
     return whole, runner
@@ -222,16 +245,21 @@ def test_evaluation_on_held_out_images(tmp_path, image_folder):
     metrics = runner.test()
     assert set(metrics) >= {'pretrain/pixel_loss', 'pretrain/feature_loss'}
     batches = list(runner.test_dataloader)
-    losses = [runner.model(**runner.model.data_preprocessor(batch), mode='loss')['pixel_loss'].item() for batch in batches]
+    losses = [
+        runner.model(**runner.model.data_preprocessor(batch), mode='loss')['pixel_loss'].item() for batch in batches
+    ]
     assert metrics['pretrain/pixel_loss'] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize(('hook', 'options', 'message'), [
-    (BootMAEEMAHook, dict(decay=[(0, 1.2)]), 'decay'),
-    (BootMAEEMAHook, dict(decay=[(5, 0.5), (3, 0.6)]), 'rising'),
-    (FeatureWeightHook, dict(weight=-1), 'weight'),
-    (ReconstructionHook, dict(interval=0), 'interval'),
-])
+@pytest.mark.parametrize(
+    ('hook', 'options', 'message'),
+    [
+        (BootMAEEMAHook, dict(decay=[(0, 1.2)]), 'decay'),
+        (BootMAEEMAHook, dict(decay=[(5, 0.5), (3, 0.6)]), 'rising'),
+        (FeatureWeightHook, dict(weight=-1), 'weight'),
+        (ReconstructionHook, dict(interval=0), 'interval'),
+    ],
+)
 def test_impossible_options(hook, options, message):
     with pytest.raises(ValueError, match=message):
         hook(**options)

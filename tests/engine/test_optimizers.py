@@ -16,7 +16,9 @@ def test_groups_parameter_by_parameter(model):
         dict(
             type='OptimWrapper',
             constructor='bootmae_mm.GroupedOptimWrapperConstructor',
-            optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.05)))
+            optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.05),
+        ),
+    )
     decay = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
     assert len(wrapper.optimizer.param_groups) == 2
     seen = 0
@@ -51,8 +53,10 @@ def test_key_bias_stays_zero_under_adamw(batch):
         assert layer.attn.qkv.bias[:24].abs().min() > 0
 
 
-@pytest.mark.parametrize(('name', 'low', 'epochs'), [('bootmae_vitb', 1e-4, 800), ('bootmae_vitl', 1e-5, 800),
-                                                     ('bootmae_vitb_300e', 1e-4, 300)])
+@pytest.mark.parametrize(
+    ('name', 'low', 'epochs'),
+    [('bootmae_vitb', 1e-4, 800), ('bootmae_vitl', 1e-5, 800), ('bootmae_vitb_300e', 1e-4, 300)],
+)
 def test_learning_rate_of_every_iteration(name, low, epochs):
     cfg = Config.fromfile(ROOT / f'configs/pretrain/{name}.py')
     length = 5  # iterations an epoch

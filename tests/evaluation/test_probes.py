@@ -13,8 +13,8 @@ def clusters(count=60, noise=0.3):
 
 
 def test_knn_by_hand():
-    train, train_labels = torch.randn(20, 4), torch.randint(0, 3, (20, ))
-    test, test_labels = torch.randn(30, 4), torch.randint(0, 3, (30, ))
+    train, train_labels = torch.randn(20, 4), torch.randint(0, 3, (20,))
+    test, test_labels = torch.randn(30, 4), torch.randint(0, 3, (30,))
     right = 0
     for x, label in zip(test.numpy(), test_labels.tolist(), strict=True):
         cosine = [float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)) for y in train.numpy()]
@@ -41,7 +41,9 @@ def test_pooled_features_are_the_mean_of_patches_before_the_norm():
     images = torch.randn(5, 3, 32, 48)
     vit.eval()
     _, context = vit.encode_visible(images, torch.arange(24).expand(5, -1), {2})
-    torch.testing.assert_close(pooled_features(vit, images, batch_size=2), context[2][:, 1:].mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        pooled_features(vit, images, batch_size=2), context[2][:, 1:].mean(1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_metric_is_the_mean_over_images():

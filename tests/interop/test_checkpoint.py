@@ -12,12 +12,11 @@ from tests.interop.test_official import SIZES, official_checkpoint
 
 
 class Harmful:
-
     def __init__(self, path):
         self.path = path
 
     def __reduce__(self):
-        return os.mkdir, (self.path, )
+        return os.mkdir, (self.path,)
 
 
 class Reaching:
@@ -42,12 +41,16 @@ def test_what_mmengine_saves_loads(tmp_path):
     assert loaded.mean() == 1.5 and loaded.statistics('max') == 2.0
 
 
-@pytest.mark.parametrize(('content', 'error', 'message'), [
-    (None, FileNotFoundError, 'no checkpoint'),
-    (b'', ValueError, 'not a checkpoint'),
-    (b'garbage', ValueError, 'not a checkpoint'),
-    (pickle.dumps([1]), ValueError, 'x.pth'),
-], ids=['missing', 'empty', 'garbage', 'list'])
+@pytest.mark.parametrize(
+    ('content', 'error', 'message'),
+    [
+        (None, FileNotFoundError, 'no checkpoint'),
+        (b'', ValueError, 'not a checkpoint'),
+        (b'garbage', ValueError, 'not a checkpoint'),
+        (pickle.dumps([1]), ValueError, 'x.pth'),
+    ],
+    ids=['missing', 'empty', 'garbage', 'list'],
+)
 def test_files_that_are_no_checkpoints(tmp_path, content, error, message):
     path = tmp_path / 'x.pth'
     if content is not None:

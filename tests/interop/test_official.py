@@ -20,7 +20,7 @@ def official_state(dims, depth, patch=16, decoder_dims=512, decoder_depth=2, gri
 
     def block(name, width, context=None):
         inner = heads * (width // heads)
-        for norm in ('norm1', 'norm2') + (('norm3', ) if context else ()):
+        for norm in ('norm1', 'norm2') + (('norm3',) if context else ()):
             put(f'{name}.{norm}.weight', width)
             put(f'{name}.{norm}.bias', width)
         put(f'{name}.attn.q_bias', inner)
@@ -73,7 +73,8 @@ def official_checkpoint(**shape):
         epoch=799,
         scaler=dict(scale=65536.0),
         args=argparse.Namespace(model='bootmae_base', lr=1.5e-4, mask_num=147.0),
-        model_ema=official_state(**shape, seed=1))
+        model_ema=official_state(**shape, seed=1),
+    )
 
 
 def assert_same(a, b):
@@ -93,8 +94,10 @@ def assert_same(a, b):
 
 
 SIZES = {
-    'tiny': (dict(dims=24, depth=3, patch=8, decoder_dims=16, grid=4, heads=3),
-             dict(arch=dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=96), img_size=32, patch_size=8)),
+    'tiny': (
+        dict(dims=24, depth=3, patch=8, decoder_dims=16, grid=4, heads=3),
+        dict(arch=dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=96), img_size=32, patch_size=8),
+    ),
     'base': (dict(dims=768, depth=12), dict(arch='b')),
     'large': (dict(dims=1024, depth=24, heads=16), dict(arch='l')),
 }
@@ -109,13 +112,19 @@ def test_round_trip_is_exact_and_fits_the_model(size):
         model = MODELS.build(
             tiny_config(
                 backbone=dict(type='bootmae_mm.BootMAEViT', **backbone),
-                neck=dict(type='bootmae_mm.BootMAENeck', pixel=dict(width=shape.get('decoder_dims', 512)))))
+                neck=dict(type='bootmae_mm.BootMAENeck', pixel=dict(width=shape.get('decoder_dims', 512))),
+            )
+        )
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     assert {name: value.shape for name, value in conversion.checkpoint['state_dict'].items()} == wanted
     # Every key of the source is accounted for.
     sources = {source for source, _ in conversion.moves}
     assert sources == {f'{part}.{key}' for part in ('model', 'model_ema') for key in checkpoint[part]} | {
-        'optimizer', 'epoch', 'scaler', 'args'}
+        'optimizer',
+        'epoch',
+        'scaler',
+        'args',
+    }
     assert_same(to_official(conversion.checkpoint).checkpoint, checkpoint)
 
 
@@ -125,7 +134,8 @@ def test_parameter_count_is_the_authors():
     assert count == 115_625_411
     with torch.device('meta'):
         model = MODELS.build(
-            tiny_config(backbone=dict(type='bootmae_mm.BootMAEViT', arch='b'), neck=dict(type='bootmae_mm.BootMAENeck')))
+            tiny_config(backbone=dict(type='bootmae_mm.BootMAEViT', arch='b'), neck=dict(type='bootmae_mm.BootMAENeck'))
+        )
     ours = sum(value.numel() for name, value in model.state_dict().items() if not name.startswith('teacher.'))
     key_biases = 768 * 12 + (504 + 768) * 2 * 2  # of the encoder, and of both attentions in two blocks of two decoders
     shared_embedding = 197 * 768  # the authors' feature predictor uses the encoder's

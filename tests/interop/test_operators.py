@@ -46,7 +46,7 @@ def test_nms(offset, threshold):
 
 
 def test_nms_options_of_mmcv():
-    boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [50, 50, 60, 60]])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [50, 50, 60, 60]])
     scores = torch.tensor([0.9, 0.8, 0.7, 0.05])
     assert ops.nms(boxes, scores, 0.5, score_threshold=0.1)[1].tolist() == [0, 2]
     assert ops.nms(boxes, scores, 0.5, max_num=1)[1].tolist() == [0]
@@ -63,8 +63,12 @@ def bilinear(image, y, x):
     y0, x0 = int(y), int(x)
     y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
     dy, dx = y - y0, x - x0
-    return ((1 - dy) * (1 - dx) * image[:, y0, x0] + (1 - dy) * dx * image[:, y0, x1] + dy * (1 - dx) * image[:, y1, x0]
-            + dy * dx * image[:, y1, x1])
+    return (
+        (1 - dy) * (1 - dx) * image[:, y0, x0]
+        + (1 - dy) * dx * image[:, y0, x1]
+        + dy * (1 - dx) * image[:, y1, x0]
+        + dy * dx * image[:, y1, x1]
+    )
 
 
 def slow_roi_align(images, rois, size, scale, ratio, aligned):
@@ -79,13 +83,22 @@ def slow_roi_align(images, rois, size, scale, ratio, aligned):
         nx = ratio or int(np.ceil(width / size[1]))
         for i in range(size[0]):
             for j in range(size[1]):
-                samples = [bilinear(images[int(index)], y1 + (i + (a + 0.5) / ny) * height / size[0],
-                                    x1 + (j + (b + 0.5) / nx) * width / size[1]) for a in range(ny) for b in range(nx)]
+                samples = [
+                    bilinear(
+                        images[int(index)],
+                        y1 + (i + (a + 0.5) / ny) * height / size[0],
+                        x1 + (j + (b + 0.5) / nx) * width / size[1],
+                    )
+                    for a in range(ny)
+                    for b in range(nx)
+                ]
                 out[k, :, i, j] = np.mean(samples, axis=0)
     return out
 
 
-ROIS = torch.tensor([[0, 1.0, 2.0, 19.0, 14.0], [1, -6.0, 3.0, 9.5, 30.0], [1, 4.2, 4.1, 4.4, 4.5]], dtype=torch.float64)
+ROIS = torch.tensor(
+    [[0, 1.0, 2.0, 19.0, 14.0], [1, -6.0, 3.0, 9.5, 30.0], [1, 4.2, 4.1, 4.4, 4.5]], dtype=torch.float64
+)
 
 
 @pytest.mark.parametrize('aligned', [True, False])
@@ -121,7 +134,9 @@ def test_registering_twice_adds_one_finder():
 @pytest.mark.slow
 def test_compiled_operators_are_used_where_they_are(tmp_path):
     (tmp_path / '_ext.py').write_text('compiled = True\n')
-    code = f'import bootmae_mm, mmcv; mmcv.__path__.append({str(tmp_path)!r}); import mmcv._ext; print(mmcv._ext.compiled)'
+    code = (
+        f'import bootmae_mm, mmcv; mmcv.__path__.append({str(tmp_path)!r}); import mmcv._ext; print(mmcv._ext.compiled)'
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == 'True', done.stderr
 

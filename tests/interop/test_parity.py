@@ -21,18 +21,41 @@ def test_everything_is_within_tolerance():
     differences = parity.run()
     assert [d for d in differences if not d.passes] == []
     names = {d.name.split('/')[0] for d in differences}
-    assert names >= {'mask', 'pixel_pred', 'feature_pred', 'feature_target', 'pixel_loss', 'feature_loss', 'total_loss',
-                     'pixel_loss without weight mask', 'feature_loss without weight mask', 'grad', 'final_model',
-                     'final_ema', 'step 4: total_loss'}
+    assert names >= {
+        'mask',
+        'pixel_pred',
+        'feature_pred',
+        'feature_target',
+        'pixel_loss',
+        'feature_loss',
+        'total_loss',
+        'pixel_loss without weight mask',
+        'feature_loss without weight mask',
+        'grad',
+        'final_model',
+        'final_ema',
+        'step 4: total_loss',
+    }
     compared = {d.name for d in differences}
     for group in ('grad', 'final_model', 'final_ema'):
         assert {f'{group}/{name}' for name in parity.group(group)} <= compared
     assert all(d.scale > 0 for d in differences if '/' not in d.name)
 
 
-@pytest.mark.parametrize('name', ['pixel_pred', 'feature_pred', 'feature_target', 'mask', 'grad/blocks.0.attn.q_bias',
-                                  'grad/mask_token_1', 'final_model/decode_blocks.1.c_attn.kv.weight',
-                                  'final_ema/blocks.1.mlp.fc1.weight', 'final_ema/lm_head_1.bias'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'pixel_pred',
+        'feature_pred',
+        'feature_target',
+        'mask',
+        'grad/blocks.0.attn.q_bias',
+        'grad/mask_token_1',
+        'final_model/decode_blocks.1.c_attn.kv.weight',
+        'final_ema/blocks.1.mlp.fc1.weight',
+        'final_ema/lm_head_1.bias',
+    ],
+)
 def test_one_perturbed_tensor_is_found(name):
     parity = Parity.from_files(REFERENCE)
     masked = parity.batch(0)['ids_mask'][0, 0].item()
@@ -63,15 +86,21 @@ def test_a_missing_and_a_needless_tensor_are_found():
     assert failing(parity) == {'final_ema/new', 'grad/norm.bias (not in the reference)'}
 
 
-@pytest.mark.parametrize('break_it', [
-    lambda m: m.setattr(heads.BootMAEFeatureHead, 'normalize', lambda self, x: x),
-    lambda m: m.setattr(heads.BootMAEPixelHead, 'statistics',
-                        lambda self, p: (p.mean((3, 4), keepdim=True), (p.var((3, 4), keepdim=True) + 1e-5).sqrt())),
-    lambda m: m.setattr(attention, 'without_key_bias', lambda bias, *_: -bias),
-    lambda m: m.setattr('bootmae_mm.models.algorithm.loss_weights', lambda ids, grid, w: torch.ones(ids.shape)),
-    lambda m: m.setattr('bootmae_mm.interop.parity.ema_update', lambda t, s, d: None),
-    lambda m: m.setattr('bootmae_mm.engine.optimizers.GroupedOptimWrapperConstructor.decays', lambda *_: True),
-])
+@pytest.mark.parametrize(
+    'break_it',
+    [
+        lambda m: m.setattr(heads.BootMAEFeatureHead, 'normalize', lambda self, x: x),
+        lambda m: m.setattr(
+            heads.BootMAEPixelHead,
+            'statistics',
+            lambda self, p: (p.mean((3, 4), keepdim=True), (p.var((3, 4), keepdim=True) + 1e-5).sqrt()),
+        ),
+        lambda m: m.setattr(attention, 'without_key_bias', lambda bias, *_: -bias),
+        lambda m: m.setattr('bootmae_mm.models.algorithm.loss_weights', lambda ids, grid, w: torch.ones(ids.shape)),
+        lambda m: m.setattr('bootmae_mm.interop.parity.ema_update', lambda t, s, d: None),
+        lambda m: m.setattr('bootmae_mm.engine.optimizers.GroupedOptimWrapperConstructor.decays', lambda *_: True),
+    ],
+)
 def test_broken_code_is_found(monkeypatch, break_it):
     break_it(monkeypatch)
     assert failing(Parity.from_files(REFERENCE))

@@ -20,12 +20,15 @@ def test_both_families_pass(monkeypatch, versions):
     requirements.check_requirements()
 
 
-@pytest.mark.parametrize(('versions', 'message'), [
-    ({}, r'needs mmengine.*bootmae_mm\[onedl\]'),
-    ({**ONEDL, 'mmengine': '0.10.7'}, 'onedl-mmengine and mmengine are both installed'),
-    ({**ONEDL, 'onedl-mmpretrain': '1.4.0'}, 'supports onedl-mmpretrain >= 1.3.6, < 1.4, but 1.4.0'),
-    ({**UPSTREAM, 'mmcv-lite': '2.0.1'}, 'mmcv-lite >= 2.1.0'),
-])
+@pytest.mark.parametrize(
+    ('versions', 'message'),
+    [
+        ({}, r'needs mmengine.*bootmae_mm\[onedl\]'),
+        ({**ONEDL, 'mmengine': '0.10.7'}, 'onedl-mmengine and mmengine are both installed'),
+        ({**ONEDL, 'onedl-mmpretrain': '1.4.0'}, 'supports onedl-mmpretrain >= 1.3.6, < 1.4, but 1.4.0'),
+        ({**UPSTREAM, 'mmcv-lite': '2.0.1'}, 'mmcv-lite >= 2.1.0'),
+    ],
+)
 def test_one_clear_line(monkeypatch, versions, message):
     with_installed(monkeypatch, versions)
     with pytest.raises(ImportError, match=message):
@@ -33,6 +36,8 @@ def test_one_clear_line(monkeypatch, versions, message):
 
 
 def test_import_is_cheap_and_starts_nothing():
-    code = ('import sys, bootmae_mm; heavy = {"torch", "mmengine", "mmcv", "numpy"} & set(sys.modules); print(heavy or 0)')
+    code = (
+        'import sys, bootmae_mm; heavy = {"torch", "mmengine", "mmcv", "numpy"} & set(sys.modules); print(heavy or 0)'
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '0', done.stdout + done.stderr

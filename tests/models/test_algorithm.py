@@ -11,14 +11,14 @@ def test_losses_by_hand(model, batch):
     decoded = model.neck(latent, context, batch['ids_mask'])
     weights = loss_weights(batch['ids_mask'], (4, 6))
     torch.testing.assert_close(
-        losses['pixel_loss'],
-        model.pixel_head.loss(decoded['pixel'], batch['inputs'], batch['ids_mask'], weights))
+        losses['pixel_loss'], model.pixel_head.loss(decoded['pixel'], batch['inputs'], batch['ids_mask'], weights)
+    )
     target = model.teacher.encode_patches(batch['inputs'], batch['ids_mask'])
     torch.testing.assert_close(
-        losses['feature_loss'],
-        model.feature_head.loss(model.feature_head(decoded['feature']), target, weights))
+        losses['feature_loss'], model.feature_head.loss(model.feature_head(decoded['feature']), target, weights)
+    )
     torch.testing.assert_close(losses['feature_target_norm'], target.norm(dim=2).mean())
-    normed = torch.nn.functional.layer_norm(target, (24, ), eps=1e-6)
+    normed = torch.nn.functional.layer_norm(target, (24,), eps=1e-6)
     torch.testing.assert_close(losses['feature_target_std'], normed.flatten(0, 1).std(0, correction=0).mean())
 
 
@@ -110,12 +110,15 @@ def test_frozen_teacher_may_be_wider(tmp_path, batch):
     assert model.loss(**batch)['feature_loss'].isfinite()
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(prefix='encoder.'), 'prefix'),
-    (dict(backbone=dict(arch=dict(TINY_ARCH, num_layers=4))), 'does not fit'),
-    (dict(backbone=dict(img_size=32)), 'patches'),
-    (dict(path='x'), 'not by'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(prefix='encoder.'), 'prefix'),
+        (dict(backbone=dict(arch=dict(TINY_ARCH, num_layers=4))), 'does not fit'),
+        (dict(backbone=dict(img_size=32)), 'patches'),
+        (dict(path='x'), 'not by'),
+    ],
+)
 def test_wrong_frozen_teacher(tmp_path, changes, message):
     _, config = frozen(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
@@ -137,12 +140,18 @@ def test_half_a_branch_is_an_error():
         build(config)
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (lambda b: b.update(ids_mask=b['ids_mask'][:, :-1]), 'do not fit'),
-    (lambda b: b.update(ids_mask=torch.cat([b['ids_keep'], b['ids_mask']], 1), ids_keep=b['ids_keep'][:, :0]), '0 < masked'),
-    (lambda b: b.update(ids_keep=b['ids_keep'][:2]), 'must be'),
-    (lambda b: b.update(inputs=b['inputs'][:, :, :-8]), 'img_size'),
-])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda b: b.update(ids_mask=b['ids_mask'][:, :-1]), 'do not fit'),
+        (
+            lambda b: b.update(ids_mask=torch.cat([b['ids_keep'], b['ids_mask']], 1), ids_keep=b['ids_keep'][:, :0]),
+            '0 < masked',
+        ),
+        (lambda b: b.update(ids_keep=b['ids_keep'][:2]), 'must be'),
+        (lambda b: b.update(inputs=b['inputs'][:, :, :-8]), 'img_size'),
+    ],
+)
 def test_wrong_batches(model, batch, change, message):
     change(batch)
     with pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ def plain(q, k, v, heads):
     """Softmax attention written out."""
     split = lambda x: x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # noqa: E731
     q, k, v = split(q), split(k), split(v)
-    weights = (q @ k.transpose(2, 3) / q.shape[-1]**0.5).softmax(dim=-1)
+    weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 

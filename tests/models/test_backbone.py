@@ -48,7 +48,7 @@ def test_masked_pixels_do_not_reach_the_student(vit):
     for image, ids in zip(changed, batch['ids_mask'], strict=True):
         for patch in ids.tolist():
             row, column = divmod(patch, 6)
-            image[:, 8 * row:8 * row + 8, 8 * column:8 * column + 8] = 1e4
+            image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 1e4
     after, _ = vit.encode_visible(changed, batch['ids_keep'])
     assert torch.equal(before, after)
 
@@ -62,13 +62,17 @@ def test_order_of_kept_patches_does_not_matter(vit):
 
 
 def test_initial_weights():
-    vit = BootMAEViT(arch=dict(embed_dims=96, num_layers=1, num_heads=4, feedforward_channels=384), img_size=32,
-                     patch_size=8)
+    vit = BootMAEViT(
+        arch=dict(embed_dims=96, num_layers=1, num_heads=4, feedforward_channels=384), img_size=32, patch_size=8
+    )
     vit.init_weights()
     layer = vit.layers[0]
-    for weight, bound in ((layer.attn.qkv.weight, (6 / (96 + 96))**0.5), (layer.attn.proj.weight, (6 / 192)**0.5),
-                          (layer.ffn.layers[1].weight, (6 / (96 + 384))**0.5),
-                          (vit.patch_embed.projection.weight, (6 / (3 * 64 + 96))**0.5)):
+    for weight, bound in (
+        (layer.attn.qkv.weight, (6 / (96 + 96)) ** 0.5),
+        (layer.attn.proj.weight, (6 / 192) ** 0.5),
+        (layer.ffn.layers[1].weight, (6 / (96 + 384)) ** 0.5),
+        (vit.patch_embed.projection.weight, (6 / (3 * 64 + 96)) ** 0.5),
+    ):
         assert 0.97 * bound < weight.abs().max() <= bound
         assert abs(weight.std() / (bound / 3**0.5) - 1) < 0.05  # uniform
     assert layer.attn.qkv.bias.abs().max() == 0
@@ -76,22 +80,31 @@ def test_initial_weights():
     assert not vit.pos_embed.requires_grad
 
 
-@pytest.mark.parametrize(('name', 'dims', 'layers', 'heads'), [('t', 192, 12, 3), ('s', 384, 12, 6), ('b', 768, 12, 12),
-                                                               ('l', 1024, 24, 16), ('h', 1280, 32, 16)])
+@pytest.mark.parametrize(
+    ('name', 'dims', 'layers', 'heads'),
+    [('t', 192, 12, 3), ('s', 384, 12, 6), ('b', 768, 12, 12), ('l', 1024, 24, 16), ('h', 1280, 32, 16)],
+)
 def test_standard_archs(name, dims, layers, heads):
     arch = BootMAEViT.arch_zoo[name]
     assert (arch['embed_dims'], arch['num_layers'], arch['num_heads'], arch['feedforward_channels']) == (
-        dims, layers, heads, 4 * dims)
+        dims,
+        layers,
+        heads,
+        4 * dims,
+    )
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(arch='gigantic'), 'unknown arch'),
-    (dict(arch=dict(embed_dims=24)), 'custom arch'),
-    (dict(arch={**TINY_ARCH, 'num_heads': 5}), 'not divisible by num_heads'),
-    (dict(arch={**TINY_ARCH, 'num_layers': 0}), 'positive ints'),
-    (dict(arch={**TINY_ARCH, 'embed_dims': 30, 'num_heads': 3}), 'divisible by 4'),
-    (dict(img_size=50), 'not divisible by patch_size'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(arch='gigantic'), 'unknown arch'),
+        (dict(arch=dict(embed_dims=24)), 'custom arch'),
+        (dict(arch={**TINY_ARCH, 'num_heads': 5}), 'not divisible by num_heads'),
+        (dict(arch={**TINY_ARCH, 'num_layers': 0}), 'positive ints'),
+        (dict(arch={**TINY_ARCH, 'embed_dims': 30, 'num_heads': 3}), 'divisible by 4'),
+        (dict(img_size=50), 'not divisible by patch_size'),
+    ],
+)
 def test_impossible_configs(changes, message):
     with pytest.raises(ValueError, match=message):
         BootMAEViT(**{**dict(arch=dict(TINY_ARCH), img_size=32, patch_size=8), **changes})

@@ -20,7 +20,7 @@ def test_pixel_target_by_hand(normalize):
     target = head.target(images, torch.tensor([[4], [0]]))
     patch = images[0, :, 4:8, 4:8]
     wanted = {
-        'channel': torch.stack([(c - c.mean()) / (((c - c.mean())**2).mean() + 1e-5).sqrt() for c in patch]),
+        'channel': torch.stack([(c - c.mean()) / (((c - c.mean()) ** 2).mean() + 1e-5).sqrt() for c in patch]),
         'patch': (patch - patch.mean()) / (patch.var() + 1e-6).sqrt(),
         'none': patch,
     }[normalize]
@@ -30,7 +30,7 @@ def test_pixel_target_by_hand(normalize):
 def test_pixel_loss_by_hand():
     head = BootMAEPixelHead(in_channels=10, patch_size=4)
     images, tokens, ids = torch.rand(1, 3, 8, 12), torch.randn(1, 2, 10), torch.tensor([[1, 5]])
-    error = (head(tokens) - head.target(images, ids))**2
+    error = (head(tokens) - head.target(images, ids)) ** 2
     wanted = (2.0 * error[0, 0].mean() + 0.5 * error[0, 1].mean()) / 2
     torch.testing.assert_close(head.loss(tokens, images, ids, torch.tensor([[2.0, 0.5]])), wanted)
 
@@ -40,7 +40,7 @@ def test_feature_loss_ignores_scale_and_shift_of_both_sides():
     prediction, target, weights = torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.rand(2, 3)
     loss = head.loss(prediction, target, weights)
     norm = lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()  # noqa: E731
-    wanted = (weights * ((norm(prediction) - norm(target))**2).mean(-1)).mean()
+    wanted = (weights * ((norm(prediction) - norm(target)) ** 2).mean(-1)).mean()
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(head.loss(3 * prediction + 1, 5 * target - 2, weights), loss, rtol=1e-4, atol=1e-5)
 

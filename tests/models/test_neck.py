@@ -63,20 +63,23 @@ def test_initial_weights():
     decoder = TargetAwareDecoder(24, 16, 1, 3, (4, 6), context_block=0)
     decoder.init_weights()
     attention = decoder.blocks[0].self_attn  # k and v of width 15 each on their own, as the authors' q, k, v
-    assert attention.kv.weight.abs().max() > (6 / (2 * 15 + 16))**0.5
-    assert attention.kv.weight.abs().max() <= (6 / (15 + 16))**0.5
-    assert decoder.blocks[0].cross_attn.kv.weight.abs().max() <= (6 / (2 * 15 + 24))**0.5
+    assert attention.kv.weight.abs().max() > (6 / (2 * 15 + 16)) ** 0.5
+    assert attention.kv.weight.abs().max() <= (6 / (15 + 16)) ** 0.5
+    assert decoder.blocks[0].cross_attn.kv.weight.abs().max() <= (6 / (2 * 15 + 24)) ** 0.5
     assert 0 < decoder.mask_token.abs().max() <= 0.02
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(pixel=None, feature=None), 'both are None'),
-    (dict(pixel=dict(widht=8)), 'unknown option'),
-    (dict(pixel=dict(context_block=3)), 'not a block'),
-    (dict(feature=dict(context_block=-4)), 'not a block'),
-    (dict(pixel=dict(depth=0)), 'depth'),
-    (dict(pixel=dict(width=18)), 'divisible by 4'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(pixel=None, feature=None), 'both are None'),
+        (dict(pixel=dict(widht=8)), 'unknown option'),
+        (dict(pixel=dict(context_block=3)), 'not a block'),
+        (dict(feature=dict(context_block=-4)), 'not a block'),
+        (dict(pixel=dict(depth=0)), 'depth'),
+        (dict(pixel=dict(width=18)), 'divisible by 4'),
+    ],
+)
 def test_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
         BootMAENeck(**FACTS, **options)

@@ -2,8 +2,15 @@ import pytest
 import torch
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
 
-from bootmae_mm.models.tokens import (loss_weights, patch_grid, place_patches, sincos_pos_embed, take_patches,
-                                      take_tokens, weighted_mse)
+from bootmae_mm.models.tokens import (
+    loss_weights,
+    patch_grid,
+    place_patches,
+    sincos_pos_embed,
+    take_patches,
+    take_tokens,
+    weighted_mse,
+)
 
 
 def test_square_position_embedding_is_mmpretrains():
@@ -20,8 +27,10 @@ def test_rows_and_columns_of_a_wide_grid():
     for row in range(2):
         for column in range(3):
             angles = [row, row / 100, row, row / 100, column, column / 100, column, column / 100]
-            wanted = [torch.sin(torch.tensor(float(a))) if i % 4 < 2 else torch.cos(torch.tensor(float(a)))
-                      for i, a in enumerate(angles)]
+            wanted = [
+                torch.sin(torch.tensor(float(a))) if i % 4 < 2 else torch.cos(torch.tensor(float(a)))
+                for i, a in enumerate(angles)
+            ]
             torch.testing.assert_close(grid[row, column], torch.stack(wanted))
 
 
@@ -60,17 +69,24 @@ def test_weights_by_hand():
 
 def test_weighted_mse_is_the_authors_mean_over_all_patches():
     prediction, target = torch.randn(2, 6, 3, 2, 2), torch.randn(2, 6, 3, 2, 2)
-    mask = torch.tensor([[1., 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0]])
+    mask = torch.tensor([[1.0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0]])
     weights = mask * torch.rand(2, 6)
-    wanted = (weights[:, :, None, None, None] * (prediction - target)**2).mean() / mask.mean()
+    wanted = (weights[:, :, None, None, None] * (prediction - target) ** 2).mean() / mask.mean()
     ids = torch.stack([row.nonzero().flatten() for row in mask])
     image = torch.arange(2)[:, None]
     found = weighted_mse(prediction[image, ids], target[image, ids], weights[image, ids])
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize(('size', 'patch', 'message'), [(30, 8, '30x30 is not divisible'), ((32, 30), 8, 'not divisible'),
-                                                        (32, 0, 'patch_size'), ((32, 32, 3), 8, 'img_size')])
+@pytest.mark.parametrize(
+    ('size', 'patch', 'message'),
+    [
+        (30, 8, '30x30 is not divisible'),
+        ((32, 30), 8, 'not divisible'),
+        (32, 0, 'patch_size'),
+        ((32, 32, 3), 8, 'img_size'),
+    ],
+)
 def test_impossible_grids(size, patch, message):
     with pytest.raises(ValueError, match=message):
         patch_grid(size, patch)

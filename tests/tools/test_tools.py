@@ -25,14 +25,33 @@ def free_port():
 
 
 def shell(*command, **environment):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, timeout=300,
-                          env={**ENVIRONMENT, **environment})
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env={**ENVIRONMENT, **environment},
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('script', ['train.py', 'test.py', 'check_parity.py', 'convert_official.py', 'reconstruct.py',
-                                    'demo.py', 'install.py', 'dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
+@pytest.mark.parametrize(
+    'script',
+    [
+        'train.py',
+        'test.py',
+        'check_parity.py',
+        'convert_official.py',
+        'reconstruct.py',
+        'demo.py',
+        'install.py',
+        'dist_train.sh',
+        'dist_test.sh',
+        'slurm_train.sh',
+    ],
+)
 def test_help_has_an_example(script):
     command = [ROOT / 'tools' / script] if script.endswith('.sh') else [sys.executable, ROOT / 'tools' / script]
     status, out, err = shell(*command, '--help')
@@ -59,8 +78,17 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, image_folder):
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=2e-5, msg=name)
     # Evaluation with two processes, of the same checkpoint.
-    status, _, err = shell(ROOT / 'tools/dist_test.sh', two, tmp_path / 'b/epoch_3.pth', 2, '--work-dir', tmp_path / 'c',
-                           '--out', tmp_path / 'metrics.json', PORT=free_port())
+    status, _, err = shell(
+        ROOT / 'tools/dist_test.sh',
+        two,
+        tmp_path / 'b/epoch_3.pth',
+        2,
+        '--work-dir',
+        tmp_path / 'c',
+        '--out',
+        tmp_path / 'metrics.json',
+        PORT=free_port(),
+    )
     assert status == 0, err[-2000:]
     assert json.loads((tmp_path / 'metrics.json').read_text())['pretrain/pixel_loss'] > 0
 
@@ -79,29 +107,34 @@ def test_train_resume_and_reconstruct(tmp_path, image_folder, run_tool):
     assert 'LR has been' in log or 'AutocastOptimWrapper' in log
     assert (tmp_path / 'work/curves.png').exists()
     # The end is reached already; a longer schedule goes on.
-    status, _, err = shell(sys.executable, ROOT / 'tools/train.py', *arguments, '--resume', '--cfg-options',
-                           'train_cfg.max_epochs=3')
+    status, _, err = shell(
+        sys.executable, ROOT / 'tools/train.py', *arguments, '--resume', '--cfg-options', 'train_cfg.max_epochs=3'
+    )
     assert status == 0, err[-2000:]
     assert (tmp_path / 'work/epoch_3.pth').exists()
 
     picture = tmp_path / 'out/picture.png'
-    status, out, message = run_tool('reconstruct.py', tmp_path / 'work/epoch_3.pth', image_folder, '--out', picture,
-                                    '--max-images', 3)
+    status, out, message = run_tool(
+        'reconstruct.py', tmp_path / 'work/epoch_3.pth', image_folder, '--out', picture, '--max-images', 3
+    )
     assert status == 0, message
     assert '3 images' in out
     assert np.asarray(Image.open(picture)).std() > 10
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['nowhere.py'], 'error: no config nowhere.py'),
-    (['CONFIG', '--cfg-options', 'data_rot=x'], "unknown key 'data_rot'"),
-    (['CONFIG', '--cfg-options', 'data_root=/nowhere'], 'no folder /nowhere'),
-    (['CONFIG', '--resume', 'nowhere.pth'], 'no checkpoint nowhere.pth'),
-    (['CONFIG', '--cfg-options', 'load_from=nowhere.pth'], 'no checkpoint nowhere.pth'),
-    (['CONFIG', '--cfg-options', 'model.backbone.arch=vast'], "unknown arch 'vast'"),
-    (['CONFIG', '--cfg-options', 'train_dataloader.dataset.masking.ratio=1.0'], '0 < masked < 24'),
-    (['CONFIG', '--cfg-options', 'model.backbone.img_size=(30,48)'], 'not divisible by patch_size'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['nowhere.py'], 'error: no config nowhere.py'),
+        (['CONFIG', '--cfg-options', 'data_rot=x'], "unknown key 'data_rot'"),
+        (['CONFIG', '--cfg-options', 'data_root=/nowhere'], 'no folder /nowhere'),
+        (['CONFIG', '--resume', 'nowhere.pth'], 'no checkpoint nowhere.pth'),
+        (['CONFIG', '--cfg-options', 'load_from=nowhere.pth'], 'no checkpoint nowhere.pth'),
+        (['CONFIG', '--cfg-options', 'model.backbone.arch=vast'], "unknown arch 'vast'"),
+        (['CONFIG', '--cfg-options', 'train_dataloader.dataset.masking.ratio=1.0'], '0 < masked < 24'),
+        (['CONFIG', '--cfg-options', 'model.backbone.img_size=(30,48)'], 'not divisible by patch_size'),
+    ],
+)
 def test_train_says_what_is_wrong_in_one_line(tmp_path, image_folder, run_tool, arguments, message):
     config = run_config(tmp_path / 'config.py', image_folder)
     arguments = [config if argument == 'CONFIG' else argument for argument in arguments]
@@ -123,12 +156,15 @@ def test_reconstruct_says_what_is_wrong_in_one_line(tmp_path, run_tool, image_fo
         assert status == 1 and message in found and '\n' not in found
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    ([], 'usage'),
-    (['config.py'], 'usage'),
-    (['config.py', 'eight'], 'positive integer'),
-    (['config.py', '0'], 'positive integer'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'usage'),
+        (['config.py'], 'usage'),
+        (['config.py', 'eight'], 'positive integer'),
+        (['config.py', '0'], 'positive integer'),
+    ],
+)
 def test_dist_train_says_what_is_wrong(arguments, message):
     status, _, err = shell(ROOT / 'tools/dist_train.sh', *arguments)
     assert status == 2 and message in err
@@ -146,11 +182,26 @@ def test_dist_train_checks_the_number_of_gpus_and_passes_nodes_on(tmp_path):
     python = fake_python(tmp_path, 4)
     status, _, err = shell(ROOT / 'tools/dist_train.sh', 'config.py', 8, PYTHON=python)
     assert status == 2 and 'error: 8 GPUs asked for, but this machine has 4' in err
-    status, out, _ = shell(ROOT / 'tools/dist_train.sh', 'config.py', 4, '--amp', PYTHON=python, NNODES='2', NODE_RANK='1',
-                           MASTER_ADDR='10.0.0.1', PORT='1234')
+    status, out, _ = shell(
+        ROOT / 'tools/dist_train.sh',
+        'config.py',
+        4,
+        '--amp',
+        PYTHON=python,
+        NNODES='2',
+        NODE_RANK='1',
+        MASTER_ADDR='10.0.0.1',
+        PORT='1234',
+    )
     assert status == 0
-    for part in ('--nnodes=2', '--node_rank=1', '--master_addr=10.0.0.1', '--master_port=1234', '--nproc_per_node=4',
-                 'train.py --launcher pytorch config.py --amp'):
+    for part in (
+        '--nnodes=2',
+        '--node_rank=1',
+        '--master_addr=10.0.0.1',
+        '--master_port=1234',
+        '--nproc_per_node=4',
+        'train.py --launcher pytorch config.py --amp',
+    ):
         assert part in out
 
 
@@ -159,9 +210,16 @@ def test_slurm_train(tmp_path):
     srun.write_text('#!/bin/bash\necho "SRUN $@"\n')
     srun.chmod(0o755)
     path = f'{tmp_path}:{os.environ["PATH"]}'
-    status, out, _ = shell(ROOT / 'tools/slurm_train.sh', 'part', 'job', 'config.py', 'work', '--amp', PATH=path, GPUS='16')
+    status, out, _ = shell(
+        ROOT / 'tools/slurm_train.sh', 'part', 'job', 'config.py', 'work', '--amp', PATH=path, GPUS='16'
+    )
     assert status == 0
-    for part in ('--partition=part', '--ntasks=16', '--gres=gpu:8', 'train.py config.py --work-dir work --launcher slurm --amp'):
+    for part in (
+        '--partition=part',
+        '--ntasks=16',
+        '--gres=gpu:8',
+        'train.py config.py --work-dir work --launcher slurm --amp',
+    ):
         assert part in out
     status, _, err = shell(ROOT / 'tools/slurm_train.sh', 'part', 'job', 'config.py', 'work', PATH=path, GPUS='12')
     assert status == 2 and 'not a multiple' in err

@@ -17,7 +17,7 @@ def test_a_perfect_prediction_restores_the_image(model, normalize, monkeypatch):
     ids = torch.cat([batch['ids_keep'], batch['ids_mask']], dim=1)
     perfect = model.pixel_head.target(batch['inputs'], ids)
     monkeypatch.setattr(model.pixel_head, 'forward', lambda tokens: perfect)
-    panels = reconstruct(model, **{'images': batch['inputs'], 'ids_keep': batch['ids_keep'], 'ids_mask': batch['ids_mask']})
+    panels = reconstruct(model, images=batch['inputs'], ids_keep=batch['ids_keep'], ids_mask=batch['ids_mask'])
     wanted = batch['inputs'] / 2 + 0.5
     for name in ('original', 'reconstruction', 'prediction'):
         torch.testing.assert_close(panels[name], wanted, rtol=0, atol=1e-5)
@@ -50,7 +50,7 @@ def test_picture_has_a_row_an_image_and_a_labelled_column_a_panel(model):
     assert picture[:24].min() < 100  # titles
     assert picture[24:, :40].min() < 100  # names
     plain = draw_reconstruction(panels)
-    original = plain[24:24 + 128, 6:6 + 192][::4, ::4]
+    original = plain[24 : 24 + 128, 6 : 6 + 192][::4, ::4]
     np.testing.assert_allclose(original / 255, panels['original'][0].permute(1, 2, 0), atol=0.003)
 
 
@@ -66,7 +66,9 @@ def test_curves_of_a_resumed_run(tmp_path):
     for run, steps in (('20260101_000000', (1, 2, 3)), ('20260102_000000', (3, 4))):
         folder = tmp_path / run / 'vis_data'
         folder.mkdir(parents=True)
-        lines = [dict(step=step, loss=step * (2.0 if run > '20260102' else 1.0), lr=0.1, ema_decay=0.99) for step in steps]
+        lines = [
+            dict(step=step, loss=step * (2.0 if run > '20260102' else 1.0), lr=0.1, ema_decay=0.99) for step in steps
+        ]
         lines.append({'val/loss': 3.0, 'step': 9})
         (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
     scalars = read_scalars(tmp_path)

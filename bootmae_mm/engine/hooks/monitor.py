@@ -40,18 +40,23 @@ class MonitorHook(RuntimeInfoHook):
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._measure_gradients)
 
     def _measure_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group['params']
-                     if parameter.grad is not None]
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group['params']
+            if parameter.grad is not None
+        ]
         self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
-    def after_train_iter(self,
-                         runner: Runner,
-                         batch_idx: int,
-                         data_batch: dict | None = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
         """Keep the step's values; fetch all that were kept if the logger comes next."""
-        values = {} if outputs is None else {name: value.detach() if isinstance(value, Tensor) else value
-                                             for name, value in outputs.items()}
+        values = (
+            {}
+            if outputs is None
+            else {name: value.detach() if isinstance(value, Tensor) else value for name, value in outputs.items()}
+        )
         if self._grad_norm is not None:
             values['grad_norm'] = self._grad_norm
             self._grad_norm = None
@@ -73,8 +78,9 @@ class MonitorHook(RuntimeInfoHook):
 
     def _fetch(self, runner: Runner) -> None:
         pending, self._pending = self._pending, []
-        tensors = [value.float().reshape(()) for _, values in pending for value in values.values()
-                   if isinstance(value, Tensor)]
+        tensors = [
+            value.float().reshape(()) for _, values in pending for value in values.values() if isinstance(value, Tensor)
+        ]
         fetched = iter(self._mean_over_processes(torch.stack(tensors)).tolist() if tensors else [])
         for iteration, values in pending:
             numbers = {name: next(fetched) if isinstance(value, Tensor) else value for name, value in values.items()}
@@ -83,8 +89,7 @@ class MonitorHook(RuntimeInfoHook):
             for name, number in numbers.items():
                 runner.message_hub.update_scalar(f'train/{name}', number)
         if not torch.cuda.is_available():
-            runner.message_hub.update_scalar(
-                'train/memory', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            runner.message_hub.update_scalar('train/memory', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
     @staticmethod
     def _mean_over_processes(values: Tensor) -> Tensor:
@@ -95,5 +100,6 @@ class MonitorHook(RuntimeInfoHook):
     def _stop(runner: Runner, iteration: int, numbers: dict[str, float]) -> None:
         values = ', '.join(f'{name} {number:.6g}' for name, number in numbers.items())
         last = runner.message_hub.runtime_info.get('last_ckpt') or 'none was written yet'
-        raise FloatingPointError(f'the loss is not finite at iteration {iteration}: {values}. '
-                                 f'Last good checkpoint: {last}')
+        raise FloatingPointError(
+            f'the loss is not finite at iteration {iteration}: {values}. Last good checkpoint: {last}'
+        )

@@ -92,11 +92,9 @@ class BootMAEEMAHook(Hook):
             self.decay = piecewise_linear(current_epoch(runner), self.milestones)
             runner.message_hub.update_scalar('train/ema_decay', self.decay)
 
-    def after_train_iter(self,
-                         runner: Runner,
-                         batch_idx: int,
-                         data_batch: dict | None = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
         """Move the teacher if the optimizer has stepped."""
         if self.active and self._stepped:
             self._stepped = False

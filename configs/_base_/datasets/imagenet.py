@@ -3,8 +3,7 @@ data_root = 'data/imagenet'
 
 train_pipeline = [
     dict(type='bootmae_mm.LoadRGB', crop_size=224),
-    dict(
-        type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),
+    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
@@ -27,17 +26,17 @@ train_dataloader = dict(
     sampler=dict(type='bootmae_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='bootmae_mm.collate'),
     dataset=dict(
-        type='bootmae_mm.ImageFolder',
-        data_root=data_root,
-        folder='train',
-        pipeline=train_pipeline,
-        masking=masking))
+        type='bootmae_mm.ImageFolder', data_root=data_root, folder='train', pipeline=train_pipeline, masking=masking
+    ),
+)
 test_dataloader = dict(
     batch_size=256,
     num_workers=12,
     sampler=dict(type='bootmae_mm.SeededSampler', shuffle=False),
     collate_fn=dict(type='bootmae_mm.collate'),
     dataset=dict(
-        type='bootmae_mm.ImageFolder', data_root=data_root, folder='val', pipeline=test_pipeline, masking=masking))
+        type='bootmae_mm.ImageFolder', data_root=data_root, folder='val', pipeline=test_pipeline, masking=masking
+    ),
+)
 test_evaluator = dict(type='bootmae_mm.PretrainLoss')
 test_cfg = dict()

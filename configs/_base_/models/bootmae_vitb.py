@@ -8,7 +8,9 @@ model = dict(
         # The pixel regressor is told about the shallow block, the feature predictor about the deep one
         # (fea_list=[0, 11] of the authors).
         pixel=dict(width=512, depth=2, context_block=0),
-        feature=dict(depth=2, context_block=-1)),
+        feature=dict(depth=2, context_block=-1),
+    ),
     pixel_head=dict(type='bootmae_mm.BootMAEPixelHead', normalize='channel'),
     feature_head=dict(type='bootmae_mm.BootMAEFeatureHead'),
-    weight_mask=True)
+    weight_mask=True,
+)

@@ -12,13 +12,15 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     reconstruction=dict(type='bootmae_mm.ReconstructionHook', interval=20, num_images=4),
-    curves=dict(type='bootmae_mm.CurvesHook'))
+    curves=dict(type='bootmae_mm.CurvesHook'),
+)
 
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     # On a machine without GPUs the tools use gloo instead.
-    dist_cfg=dict(backend='nccl'))
+    dist_cfg=dict(backend='nccl'),
+)
 
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(type='Visualizer', vis_backends=vis_backends)

@@ -5,6 +5,7 @@ _base_ = './no_feature.py'
 model = dict(
     neck=dict(pixel=dict(width=512, depth=8, num_heads=16, context_block=None)),
     pixel_head=dict(normalize='patch'),
-    weight_mask=False)
+    weight_mask=False,
+)
 
 train_dataloader = dict(dataset=dict(masking=dict(strategy='random')))

@@ -1,0 +1,63 @@
+"""The package as pip installs it, and the registries as other configs use them."""
+
+import subprocess
+import sys
+
+import pytest
+from mmengine.registry import MODELS, init_default_scope
+
+import bootmae_mm
+from tests.conftest import ROOT
+
+PUBLIC = ['BootMAE', 'BootMAEViT', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEFeatureHead', 'BootMAEDataPreprocessor']
+
+
+@pytest.mark.slow
+def test_installed_package_is_whole(tmp_path):
+    install = [sys.executable, '-m', 'uv', '--quiet', 'pip', 'install', '--no-deps', '--no-build-isolation']
+    done = subprocess.run([*install, '--target', tmp_path / 'site', ROOT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    package = tmp_path / 'site/bootmae_mm'
+    assert (package / '.mim/model-index.yml').read_text().startswith('Import:')
+    ours = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').rglob('*.*') if path.suffix in ('.py', '.yml')
+    }
+    theirs = {path.relative_to(package / '.mim').as_posix() for path in (package / '.mim/configs').rglob('*.*')}
+    assert ours == theirs and len(ours) > 20
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r}); import bootmae_mm; print(bootmae_mm.__file__);'
+        'from bootmae_mm.registry import MODELS; print(MODELS.get("bootmae_mm.BootMAE").__name__)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert str(package) in done.stdout and done.stdout.strip().endswith('BootMAE')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg', 'mmdet'])
+def test_components_are_found_from_any_scope_without_custom_imports(scope):
+    """In a fresh process, where nothing of this project was imported but by mmengine's registry."""
+    code = (
+        'from mmengine.registry import MODELS, HOOKS, DefaultScope\n'
+        f'DefaultScope.get_instance("x", scope_name={scope!r})\n'
+        f'for name in {PUBLIC}:\n'
+        '    assert MODELS.get("bootmae_mm." + name).__name__ == name\n'
+        'assert HOOKS.get("bootmae_mm.BootMAEEMAHook").__name__ == "BootMAEEMAHook"\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd='/')
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_does_not_exist_is_an_error():
+    init_default_scope('mmpretrain')
+    with pytest.raises(KeyError, match='BootMAX'):
+        MODELS.build(dict(type='bootmae_mm.BootMAX'))
+
+
+def test_version():
+    assert bootmae_mm.__version__.count('.') == 2
+
+
+def test_main_files_are_there():
+    for name in ('README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'model-index.yml', 'setup.py', 'Makefile'):
+        assert (ROOT / name).stat().st_size > 20, name
