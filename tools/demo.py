@@ -69,9 +69,19 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
+    from mmengine.config import DictAction
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', default='work_dirs/demo', help='where results go')
     parser.add_argument('--epochs', type=int, help='train shorter or longer than the config says')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override keys of the config, e.g. randomness.seed=1',
+    )
     args = parser.parse_args()
     begin = time.monotonic()
     print(
@@ -86,7 +96,7 @@ def main() -> None:
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.visualization import draw_reconstruction, read_scalars, reconstruct
 
-    cfg = read_config(str(CONFIG), {}, args.work_dir)
+    cfg = read_config(str(CONFIG), args.cfg_options, args.work_dir)
     if args.epochs:
         cfg.train_cfg.max_epochs = args.epochs
         cfg.param_scheduler[1].end = args.epochs
@@ -117,7 +127,8 @@ def main() -> None:
     scalars = read_scalars(work_dir, run=runner.timestamp)
     names = ('loss', 'pixel_loss', 'feature_loss')
     losses = {
-        when: {name: round(scalars[index][name], 4) for name in names} for when, index in (('first', 0), ('last', -1))
+        when: {name: round(scalars[index][name], 4) for name in names if name in scalars[index]}
+        for when, index in (('first', 0), ('last', -1))
     }
     summary = dict(
         accuracy_percent=results,
@@ -130,6 +141,7 @@ def main() -> None:
     (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
 
     checkpoint = (work_dir / 'last_checkpoint').read_text()
+    changes = ', '.join(f'{name} {value} -> {losses["last"][name]}' for name, value in losses['first'].items())
     here, python = os.path.relpath(work_dir), os.path.relpath(sys.executable)
     print(f"""
 Accuracy on {len(test[1])} held-out digits (the encoder never saw a label; 10 labels: of each class, mean of 5 draws)
@@ -137,8 +149,7 @@ Accuracy on {len(test[1])} held-out digits (the encoder never saw a label; 10 la
 {table(results)}
 
 Raw pixels are strong here: the digits are centred and tiny. What pretraining adds is the step from random weights.
-Losses, first -> last: pixel {losses['first']['pixel_loss']} -> {losses['last']['pixel_loss']}, \
-feature {losses['first']['feature_loss']} -> {losses['last']['feature_loss']}
+Losses, first -> last: {changes}
 {runner.iter} steps in {seconds:.0f} s, {time.monotonic() - begin:.0f} s in all
 
   {here}/reconstruction.png   held-out digits: original, masked, reconstruction, prediction

@@ -122,8 +122,8 @@ class TargetAwareDecoder(BaseModule):
             Tensor (B, M, width), in the order of ``ids_mask``; with ``ids_keep`` (B, V + M, width), kept ones first.
         """
         masked = self.mask_token + take_tokens(self.pos_embed[:, 1:], ids_mask)
-        visible = self.embed(latent)
-        x = torch.cat([visible, masked.to(visible.dtype)], dim=1)
+        # Under autocast the mask tokens are float32 and so is, then, the residual stream, as in the authors' program.
+        x = torch.cat([self.embed(latent), masked], dim=1)
         for block in self.blocks[:-1]:
             x = block(x, context)
         queries = ids_mask.shape[1] + (0 if ids_keep is None else ids_keep.shape[1])
