@@ -1,5 +1,6 @@
 """The package as pip installs it, and the registries as other configs use them."""
 
+import re
 import subprocess
 import sys
 
@@ -56,6 +57,12 @@ def test_a_name_that_does_not_exist_is_an_error():
 
 def test_version():
     assert bootmae_mm.__version__.count('.') == 2
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'), ROOT / 'CONTRIBUTING.md']:
+        for link in re.findall(r'\]\(([^)#:]+)\)', document.read_text()):
+            assert (document.parent / link).exists(), f'{document.name}: {link}'
 
 
 def test_main_files_are_there():

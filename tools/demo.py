@@ -109,7 +109,8 @@ def main() -> None:
     train, test = digits('train', size), digits('test', size)
     results = {'raw pixels': probe((train[0].flatten(1), train[1]), (test[0].flatten(1), test[1]))}
     untrained = copy.deepcopy(runner.model)
-    untrained.init_weights()
+    with torch.random.fork_rng():  # so that the run starts from the same weights
+        untrained.init_weights()
     results['encoder, random weights'] = probe_encoder(untrained.backbone, train, test)
 
     started = time.monotonic()

@@ -17,7 +17,7 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def main() -> None:
-    from bootmae_mm.engine.launch import common_arguments, prepare, read_config
+    from bootmae_mm.engine.launch import check_checkpoint, common_arguments, prepare, read_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
@@ -34,7 +34,9 @@ def main() -> None:
         cfg.load_from = args.checkpoint
         cfg.resume = False
         prepare(cfg)
-        metrics = Runner.from_cfg(cfg).test()
+        runner = Runner.from_cfg(cfg)
+        check_checkpoint(runner, args.checkpoint)
+        metrics = runner.test()
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     if args.out:

@@ -38,9 +38,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mmengine.runner import Runner
+    from mmengine.runner import Runner, find_latest_checkpoint
 
-    from bootmae_mm.engine.launch import prepare, read_config, use_amp
+    from bootmae_mm.engine.launch import check_checkpoint, check_loader, prepare, read_config, use_amp
 
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
@@ -53,16 +53,19 @@ def main() -> None:
         if args.resume:
             cfg.resume = True
             cfg.load_from = None if args.resume == 'auto' else args.resume
-            if cfg.load_from and not Path(cfg.load_from).is_file():
-                raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
-        elif cfg.get('load_from') and not Path(cfg.load_from).is_file() and '://' not in cfg.load_from:
+        if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
             raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
 
     try:
         prepare(cfg)
-        Runner.from_cfg(cfg).train()
+        runner = Runner.from_cfg(cfg)
+        check_loader(runner)
+        source = cfg.load_from or (find_latest_checkpoint(cfg.work_dir) if cfg.resume else None)
+        if source:
+            check_checkpoint(runner, source, complete=bool(cfg.resume))
+        runner.train()
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
         # The traceback for whoever needs it, and below it one clear line.
         traceback.print_exc()

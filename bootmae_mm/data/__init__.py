@@ -3,6 +3,15 @@
 from .datasets import Digits, ImageFolder
 from .masking import MaskSampling
 from .samplers import SeededSampler
-from .transforms import LoadRGB, PackImage, collate
+from .transforms import LoadRGB, PackImage, RandomShift, collate
 
-__all__ = ['Digits', 'ImageFolder', 'LoadRGB', 'MaskSampling', 'PackImage', 'SeededSampler', 'collate']
+__all__ = [
+    'Digits',
+    'ImageFolder',
+    'LoadRGB',
+    'MaskSampling',
+    'PackImage',
+    'RandomShift',
+    'SeededSampler',
+    'collate',
+]

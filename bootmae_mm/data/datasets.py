@@ -50,7 +50,8 @@ class ImageFolder(SeededDataset):
     """All images below a folder, at any depth, without labels and without class folders.
 
     An unreadable image is skipped (the next one takes its place), named in the log and counted, across workers. Above
-    the share ``max_unreadable`` the run stops and names the files.
+    the share ``max_unreadable`` of the images that this process has seen (of the first 1,000, or all if there are
+    fewer, before it has seen so many) the run stops and names the files.
 
     Args:
         data_root: The folder.
@@ -86,6 +87,7 @@ class ImageFolder(SeededDataset):
         self.image_list = ann_file
         super().__init__(data_root=data_root, **kwargs)
         # Shared with the workers, so that all of them count together.
+        self._seen = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
         self._unreadable = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
 
     def load_data_list(self) -> list[dict]:
@@ -118,6 +120,7 @@ class ImageFolder(SeededDataset):
         """The sample at ``idx``, or the next readable one."""
         position = int(idx)
         for _ in range(len(self)):
+            self._seen[position] = 1
             try:
                 return super().__getitem__(idx)
             except UnreadableImageError as error:
@@ -130,11 +133,12 @@ class ImageFolder(SeededDataset):
         if not self._unreadable[position]:
             self._unreadable[position] = 1
             print_log(f'unreadable image skipped: {error}', logger='current', level=30)
-        count = int(self._unreadable.sum())
-        if count > self.max_unreadable * len(self):
+        count = int(self._unreadable.sum(dtype=torch.int64))
+        seen = max(int(self._seen.sum(dtype=torch.int64)), min(len(self), 1000))
+        if count > self.max_unreadable * seen:
             names = [self.get_data_info(i)['img_path'] for i in self._unreadable.nonzero().flatten().tolist()[:10]]
             raise ValueError(
-                f'{count} of {len(self)} images cannot be read, more than max_unreadable='
+                f'{count} of {seen} images cannot be read, more than max_unreadable='
                 f'{self.max_unreadable} allows: {", ".join(names)}{" ..." if count > 10 else ""}'
             ) from error
 

@@ -25,9 +25,8 @@ def block_mask(
     The area of a block is uniform between ``min_block`` and the smaller of ``max_block`` and what is left to mask,
     its aspect log-uniform in [min_aspect, 1 / min_aspect], its place uniform. Drawn from Python's ``random``.
 
-    mmpretrain's ``BEiTMaskGenerator`` never lets a block touch the last row and column (its ``randint`` leaves the
-    upper bound out) and fills cell by cell; the authors' generator and this one do the former, and this one fills
-    slices.
+    The authors' distribution. mmpretrain's ``BEiTMaskGenerator`` has another one: its ``randint`` leaves the upper
+    bound out, so that no block ever touches the last row and column.
 
     Args:
         grid: Rows and columns of patches.

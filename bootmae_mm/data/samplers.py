@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from mmengine.dataset import DefaultSampler
 
 from bootmae_mm.registry import DATA_SAMPLERS
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Put the states of Python's, numpy's and torch's generators (CUDA too) back at the end."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
 
 
 class SeededIndex(int):
@@ -32,8 +45,9 @@ class SeededIndex(int):
 class SeededSampler(DefaultSampler):
     """mmengine's sampler, whose indices carry a seed that follows from (seed, epoch, position).
 
-    Crops, flips and masks then depend neither on the number of workers and processes nor on when a run was resumed:
-    a resumed run sees what the uninterrupted one would have seen. The datasets of this project follow the seed.
+    Crops, flips and orders of patches then depend neither on the number of workers and processes nor on when a run was
+    resumed: a resumed run sees what the uninterrupted one would have seen. (Only the roll of the mask, drawn once a
+    batch, depends on which images make a batch.) The datasets of this project follow the seed.
     """
 
     def __iter__(self) -> Iterator[SeededIndex]:

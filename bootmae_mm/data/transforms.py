@@ -47,9 +47,13 @@ class LoadRGB(BaseTransform):
         UnreadableImageError: If the file cannot be read or decoded.
     """
 
+    BACKENDS = ('pillow', 'cv2', 'turbojpeg')
+
     def __init__(
         self, crop_size: int | tuple[int, int] | None = None, backend: str = 'pillow', backend_args: dict | None = None
     ) -> None:
+        if backend not in self.BACKENDS:
+            raise ValueError(f'backend must be one of {", ".join(self.BACKENDS)}, but is {backend!r}')
         self.crop_size = None if crop_size is None else to_pair(crop_size, 'crop_size')
         self.backend = backend
         self.backend_args = backend_args
@@ -78,6 +82,30 @@ class LoadRGB(BaseTransform):
                 level=30,
             )
         results.update(img=np.ascontiguousarray(img), img_shape=img.shape[:2], ori_shape=img.shape[:2])
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomShift(BaseTransform):
+    """Moves ``img`` by a random number of pixels along both axes; the edge is repeated.
+
+    (mmpretrain's ``RandomCrop`` with ``padding`` fills with a constant, whatever its ``padding_mode``.)
+
+    Args:
+        most: Largest shift, in pixels.
+    """
+
+    def __init__(self, most: int = 1) -> None:
+        if most < 0:
+            raise ValueError(f'the largest shift must be at least 0, but is {most}')
+        self.most = most
+
+    def transform(self, results: dict) -> dict:
+        """Shift the image."""
+        img, most = results['img'], self.most
+        row, column = np.random.randint(0, 2 * most + 1, size=2)
+        padded = np.pad(img, ((most, most), (most, most), (0, 0)), mode='edge')
+        results['img'] = padded[row : row + img.shape[0], column : column + img.shape[1]]
         return results
 
 

@@ -12,8 +12,11 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
-from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
+from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints, load_file
 
+from .hooks.teacher import unwrapped
+
+MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -69,9 +72,11 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
         for loader in LOADERS:
             if cfg.get(loader) is not None:
                 _replace_root(cfg[loader].get('dataset', {}), old_root, options['data_root'])
-    # mmengine takes None for its own hooks only; here it switches off any.
+    # For its own hooks mmengine needs the None that switches one off; for others it refuses None.
     if 'default_hooks' in cfg:
-        cfg.default_hooks = {name: hook for name, hook in cfg.default_hooks.items() if hook is not None}
+        cfg.default_hooks = {
+            name: hook for name, hook in cfg.default_hooks.items() if hook is not None or name in MMENGINE_HOOKS
+        }
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     return cfg
@@ -130,3 +135,55 @@ def use_amp(cfg: Config) -> None:
     if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
         wrapper.type = 'bootmae_mm.AutocastOptimWrapper'
         wrapper.dtype = 'bfloat16'
+
+
+def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> None:
+    """Compare a checkpoint with the model of a Runner, which itself would load whatever fits and only log the rest.
+
+    Args:
+        runner: Not yet running.
+        path: Of the checkpoint; one that is not a local file is left to mmengine.
+        complete: Whether all weights must be there. Otherwise (a start from other weights) the teacher may be missing,
+            and for other models than BootMAE all but one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the checkpoint is unsafe, or does not fit.
+    """
+    if '://' in path:
+        return
+    checkpoint = load_file(path)
+    state = checkpoint.get('state_dict', checkpoint)
+    model = unwrapped(runner.model)
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state]
+    wrong = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if not complete and len(missing) < len(wanted):
+        # Pretraining needs all but the teacher, which starts as a copy; a fine-tuned model may have another head.
+        if hasattr(model, 'has_momentum_teacher'):
+            missing = [name for name in missing if not name.startswith('teacher.')]
+        else:
+            missing, wrong = [], []
+    if missing or wrong:
+        raise ValueError(
+            f'{path} does not fit the model: {len(missing)} of {len(wanted)} weights are missing {missing[:3]}, '
+            f'{len(wrong)} have another shape {wrong[:3]}'
+        )
+
+
+def check_loader(runner: Runner) -> None:
+    """Check that there is at least one batch to train on.
+
+    Raises:
+        ValueError: If all images together are less than one batch.
+    """
+    loader = runner.train_dataloader
+    if len(loader) == 0:
+        raise ValueError(
+            f'{len(loader.dataset)} images are less than one batch of {loader.batch_size} for each of '
+            f'{runner.world_size} processes; set train_dataloader.batch_size lower'
+        )

@@ -25,7 +25,7 @@ def piecewise_linear(epoch: float, milestones: Sequence[tuple[float, float]]) ->
     return milestones[-1][1]
 
 
-def feature_weight(epoch: int, max_epochs: int, weight: float = 1.0, ramp: float = 0.25) -> float:
+def feature_weight(epoch: int, max_epochs: float, weight: float = 1.0, ramp: float = 0.25) -> float:
     """Weight of the feature loss, rising linearly over the first part of training.
 
     ``min((epoch + 1) / (ramp * max_epochs), 1) * weight``, as in ``run_pretraining.py`` of the authors for a ramp of a

@@ -133,7 +133,12 @@ INSTALL = (
     'install mmcv` for the original distribution)'
 )
 SUPPLIED: dict[str, Callable] = dict(
-    nms=nms, roi_align_forward=roi_align_forward, roi_align_backward=roi_align_backward
+    nms=nms,
+    roi_align_forward=roi_align_forward,
+    roi_align_backward=roi_align_backward,
+    # What mmcv.utils.collect_env asks for.
+    get_compiler_version=lambda: 'n/a',
+    get_compiling_cuda_version=lambda: 'not available',
 )
 
 

@@ -204,9 +204,10 @@ class BootMAE(BaseModel):
             results['pixel_loss'] = self.pixel_head.loss(decoded['pixel'], inputs, ids_mask, weights)
         if self.feature_head is not None:
             prediction = self.feature_head(decoded['feature'])
-            target = self.teacher_features(inputs, ids_mask)
+            features = self.teacher_features(inputs, ids_mask)
+            target = self.feature_head.target(features)
             results['feature_loss'] = self.feature_head.loss(prediction, target, weights)
-            results.update(self._feature_norms(prediction, target, self.feature_head.normalize(target)))
+            results.update(self._feature_norms(prediction, features, target))
         return results
 
     @torch.no_grad()
@@ -216,11 +217,11 @@ class BootMAE(BaseModel):
 
     @staticmethod
     @torch.no_grad()
-    def _feature_norms(prediction: Tensor, target: Tensor, normalized: Tensor) -> dict[str, Tensor]:
+    def _feature_norms(prediction: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
         return dict(
             feature_pred_norm=prediction.detach().float().norm(dim=2).mean(),
-            feature_target_norm=target.float().norm(dim=2).mean(),
-            feature_target_std=normalized.flatten(0, 1).std(dim=0, correction=0).mean(),
+            feature_target_norm=features.float().norm(dim=2).mean(),
+            feature_target_std=target.flatten(0, 1).std(dim=0, correction=0).mean(),
         )
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, OrderedDict]:

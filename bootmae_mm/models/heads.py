@@ -106,7 +106,7 @@ class BootMAEFeatureHead(BaseModule):
         """(B, M, in_channels) -> (B, M, out_channels)."""
         return self.projection(tokens)
 
-    def normalize(self, features: Tensor) -> Tensor:
+    def target(self, features: Tensor) -> Tensor:
         """LayerNorm without affine parameters, in float32: (B, M, D) -> (B, M, D)."""
         return F.layer_norm(features.float(), features.shape[-1:], eps=self.eps)
 
@@ -115,10 +115,10 @@ class BootMAEFeatureHead(BaseModule):
 
         Args:
             prediction: Output of :meth:`forward`, (B, M, D).
-            target: The teacher's features, (B, M, D), without gradient.
+            target: The teacher's features after :meth:`target`, (B, M, D), without gradient.
             weights: (B, M).
 
         Returns:
             Tensor, a scalar.
         """
-        return weighted_mse(self.normalize(prediction), self.normalize(target), weights)
+        return weighted_mse(self.target(prediction), target, weights)

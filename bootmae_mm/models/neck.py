@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
@@ -167,7 +167,7 @@ class BootMAENeck(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if pixel is None and feature is None:
             raise ValueError('the neck needs a pixel or a feature decoder; both are None')
-        self.decoders = nn.ModuleDict()
+        self.decoders = ModuleDict()  # mmengine's, which passes init_weights on; torch's does not
         for name, options in (('pixel', pixel), ('feature', feature)):
             if options is None:
                 continue

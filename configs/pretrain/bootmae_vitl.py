@@ -10,6 +10,14 @@ auto_scale_lr = dict(base_batch_size=1024)
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=40, end=800, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min_ratio=1e-5 / 2.4e-3,
+        by_epoch=True,
+        begin=40,
+        end=800,
+        convert_to_iter_based=True,
+    ),
 ]
-default_hooks = dict(ema=dict(decay=[(0, 0.999), (100, 0.9999)]))
+# Every 20 epochs: 20 x 1,251 iterations are a multiple of the 4 that are accumulated, so that resuming is exact.
+default_hooks = dict(ema=dict(decay=[(0, 0.999), (100, 0.9999)]), checkpoint=dict(interval=20))

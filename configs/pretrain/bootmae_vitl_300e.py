@@ -3,6 +3,13 @@ _base_ = './bootmae_vitl.py'
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=40, end=300, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min_ratio=1e-5 / 2.4e-3,
+        by_epoch=True,
+        begin=40,
+        end=300,
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(max_epochs=300)

@@ -14,7 +14,7 @@ model = dict(
 
 # Shifts by one pixel; no flips: a mirrored digit is none.
 train_pipeline = [
-    dict(type='RandomCrop', crop_size=16, padding=1, padding_mode='edge'),
+    dict(type='bootmae_mm.RandomShift', most=1),
     dict(type='bootmae_mm.PackImage'),
 ]
 masking = dict(grid_size=4, ratio=0.5, strategy='random')

@@ -7,7 +7,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from bootmae_mm.data import Digits, ImageFolder, LoadRGB, PackImage, SeededSampler, collate
+from bootmae_mm.data import Digits, ImageFolder, LoadRGB, PackImage, RandomShift, SeededSampler, collate
 from bootmae_mm.data.samplers import SeededIndex
 from bootmae_mm.data.transforms import UnreadableImageError
 
@@ -124,6 +124,26 @@ def test_small_images_are_named_once(tmp_path, monkeypatch):
     load(dict(img_path=str(tmp_path / 'x.png')))
     load(dict(img_path=str(tmp_path / 'x.png')))
     assert len(said) == 1 and 'x.png is 4x6, smaller than the crop of 8x8' in said[0]
+
+
+def test_unknown_decoder_is_no_broken_image():
+    with pytest.raises(ValueError, match='backend'):
+        LoadRGB(backend='pilow')
+
+
+def test_shift_moves_by_every_step_and_repeats_the_edge():
+    img = np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3)
+    shift = RandomShift(most=1)
+    seen = set()
+    for _ in range(200):
+        moved = shift(dict(img=img))['img']
+        assert moved.shape == img.shape
+        for row in (-1, 0, 1):
+            for column in (-1, 0, 1):
+                rows, columns = np.clip(np.arange(3) + row, 0, 2), np.clip(np.arange(4) + column, 0, 3)
+                if np.array_equal(moved, img[rows][:, columns]):
+                    seen.add((row, column))
+    assert len(seen) == 9
 
 
 def broken(folder, names):

@@ -2,8 +2,10 @@
 
 import json
 import math
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -131,7 +133,9 @@ def test_scalars_of_every_interval(tmp_path, image_folder):
 
 
 def test_values_are_fetched_once_an_interval(tmp_path, image_folder, monkeypatch):
-    runner = make_runner(tmp_path, image_folder, {'default_hooks.logger.interval': 2}, batch_size=2)
+    runner = make_runner(
+        tmp_path, image_folder, {'default_hooks.logger.interval': 2, 'default_hooks.reconstruction': None}, batch_size=2
+    )
     fetched = []
 
     def watched(method):
@@ -183,8 +187,22 @@ def test_non_finite_loss_stops_the_run(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder)
     runner.register_hook(Poison(4))
     with pytest.raises(
-        FloatingPointError, match=r'at iteration 4: loss nan, pixel_loss nan, feature_loss \d.*epoch_1.pth'
+        FloatingPointError,
+        match=r'loss and grad_norm not finite at iteration 4: loss nan, pixel_loss nan, feature_loss \d.*epoch_1.pth',
     ):
+        runner.train()
+
+
+def test_non_finite_gradient_stops_the_run(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder)
+
+    class PoisonGradient(Hook):
+        def before_train(self, runner):
+            weight = runner.model.pixel_head.projection.weight
+            weight.register_hook(lambda g: g * float('inf') if runner.iter == 2 else g)
+
+    runner.register_hook(PoisonGradient())
+    with pytest.raises(FloatingPointError, match='grad_norm not finite at iteration 3'):
         runner.train()
 
 
@@ -228,6 +246,34 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, image_fo
             assert torch.equal(a['state'][index][key], value), (index, key)
     for one, other in zip(runner.param_schedulers, whole.param_schedulers, strict=True):
         assert one.state_dict() == other.state_dict()
+
+
+def test_iteration_based_run_shorter_than_an_epoch(tmp_path, image_folder):
+    config = run_config(tmp_path / 'config.py', image_folder, batch_size=2)
+    cfg = read_config(str(config), {}, str(tmp_path / 'work'))
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3, val_interval=100)
+    cfg.param_scheduler = []
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2)
+    cfg.log_processor = dict(by_epoch=False)
+    cfg.experiment_name = tmp_path.name
+    prepare(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert [entry['step'] for entry in read_scalars(tmp_path / 'work')] == [1, 2, 3]
+    assert (tmp_path / 'work/iter_2.pth').exists()
+    assert len(list((tmp_path / 'work').glob('*/vis_data/vis_image/*'))) == 1
+    assert runner.model.feature_weight == 0.7  # (0 + 1) / (0.5 * 3 / 4) is more than 1
+
+
+def test_pictures_leave_random_numbers_as_they_were(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder)
+    runner.model.init_weights()
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    wanted = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    ReconstructionHook()._draw(runner, step=1)
+    assert wanted == (random.random(), np.random.rand(), torch.rand(1))
 
 
 def test_pictures_during_training(tmp_path, image_folder):

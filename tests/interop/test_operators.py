@@ -124,6 +124,12 @@ def test_other_operators_raise_when_called_and_name_the_way_out():
         ops.roi_align(images, ROIS[:1].float(), 2, 1.0, 0, 'max')
 
 
+def test_environment_report_of_mmcv_works():
+    from mmcv.utils import collect_env
+
+    assert collect_env()['MMCV Compiler'] == 'n/a'
+
+
 def test_registering_twice_adds_one_finder():
     register_stand_in()
     assert sum(isinstance(finder, _Finder) for finder in sys.meta_path) == 1

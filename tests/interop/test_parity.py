@@ -89,7 +89,7 @@ def test_a_missing_and_a_needless_tensor_are_found():
 @pytest.mark.parametrize(
     'break_it',
     [
-        lambda m: m.setattr(heads.BootMAEFeatureHead, 'normalize', lambda self, x: x),
+        lambda m: m.setattr(heads.BootMAEFeatureHead, 'target', lambda self, x: x),
         lambda m: m.setattr(
             heads.BootMAEPixelHead,
             'statistics',

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bootmae_mm.models.tokens import loss_weights
+from bootmae_mm.registry import MODELS
 from tests.conftest import TINY_ARCH, build, random_batch, tiny_config
 
 
@@ -15,7 +16,8 @@ def test_losses_by_hand(model, batch):
     )
     target = model.teacher.encode_patches(batch['inputs'], batch['ids_mask'])
     torch.testing.assert_close(
-        losses['feature_loss'], model.feature_head.loss(model.feature_head(decoded['feature']), target, weights)
+        losses['feature_loss'],
+        model.feature_head.loss(model.feature_head(decoded['feature']), model.feature_head.target(target), weights),
     )
     torch.testing.assert_close(losses['feature_target_norm'], target.norm(dim=2).mean())
     normed = torch.nn.functional.layer_norm(target, (24,), eps=1e-6)
@@ -40,6 +42,23 @@ def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(model, b
             assert not parameter.requires_grad and parameter.grad is None, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_every_part_is_initialised_as_the_authors_do():
+    model = MODELS.build(tiny_config())
+    model.init_weights()
+    for name, decoder in model.neck.decoders.items():
+        assert 0 < decoder.mask_token.abs().max() <= 0.02, name
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert module.bias.abs().max() == 0, name
+            fan_out, fan_in = module.weight.shape
+            if name.endswith('qkv'):
+                fan_out //= 3
+            elif name.endswith('self_attn.kv'):
+                fan_out //= 2
+            bound = (6 / (fan_in + fan_out)) ** 0.5
+            assert 0.9 * bound < module.weight.abs().max() <= bound, name
 
 
 def test_teacher_starts_as_the_student_and_stays_in_eval_mode():

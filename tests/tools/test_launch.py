@@ -1,8 +1,9 @@
 import pytest
 import torch
 from mmengine import Config
+from mmengine.runner import Runner
 
-from bootmae_mm.engine.launch import prepare, read_config, use_amp
+from bootmae_mm.engine.launch import check_checkpoint, check_loader, prepare, read_config, use_amp
 from tests.conftest import ROOT, run_config
 
 
@@ -33,6 +34,48 @@ def test_none_switches_a_hook_off(tmp_path, image_folder):
     config = run_config(tmp_path / 'config.py', image_folder)
     cfg = read_config(str(config), {'default_hooks.curves': None})
     assert 'curves' not in cfg.default_hooks and 'ema' in cfg.default_hooks
+    # One of mmengine's own: it would come back if the key were not there.
+    cfg = read_config(str(config), {'default_hooks.checkpoint': None}, str(tmp_path / 'work'))
+    cfg.experiment_name = tmp_path.name
+    names = {type(hook).__name__ for hook in Runner.from_cfg(cfg).hooks}
+    assert 'CheckpointHook' not in names and 'BootMAEEMAHook' in names
+
+
+def runner_of(config, tmp_path):
+    cfg = read_config(str(config), {}, str(tmp_path / 'work'))
+    cfg.experiment_name = tmp_path.name
+    return Runner.from_cfg(cfg)
+
+
+def test_checkpoints_that_do_not_fit(tmp_path, image_folder):
+    runner = runner_of(run_config(tmp_path / 'config.py', image_folder), tmp_path)
+    state = runner.model.state_dict()
+    path = str(tmp_path / 'x.pth')
+
+    def check(state, complete):
+        torch.save(dict(state_dict=state), path)
+        check_checkpoint(runner, path, complete)
+
+    check(state, True)
+    student = {name: value for name, value in state.items() if not name.startswith('teacher.')}
+    check(student, False)  # a start: the teacher will be a copy
+    for bad, complete, message in (
+        (student, True, r'does not fit.*teacher'),
+        ({name.replace('backbone', 'encoder'): value for name, value in state.items()}, True, 'missing'),
+        ({'other': torch.zeros(1)}, False, 'missing'),
+        ({name: value for name, value in student.items() if 'layers.2' not in name}, False, r'missing.*layers\.2'),
+        ({**state, 'backbone.cls_token': torch.zeros(1, 1, 5)}, False, r'1 have another shape.*cls_token \(1, 1, 5\)'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(bad, complete)
+    with pytest.raises(FileNotFoundError):
+        check_checkpoint(runner, str(tmp_path / 'none.pth'))
+
+
+def test_fewer_images_than_a_batch(tmp_path, image_folder):
+    runner = runner_of(run_config(tmp_path / 'config.py', image_folder, batch_size=16), tmp_path)
+    with pytest.raises(ValueError, match='8 images are less than one batch of 16 for each of 1 processes'):
+        check_loader(runner)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='is about machines without a GPU')

@@ -97,15 +97,19 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, image_folder):
 def test_train_resume_and_reconstruct(tmp_path, image_folder, run_tool):
     config = run_config(tmp_path / 'config.py', image_folder, epochs=2)
     arguments = [config, '--work-dir', tmp_path / 'work', '--amp', '--auto-scale-lr']
-    options = ['--cfg-options', f'data_root={image_folder}', 'auto_scale_lr.base_batch_size=8']
-    status, _, err = shell(sys.executable, ROOT / 'tools/train.py', *arguments, *options)
-    assert status != 0 and 'has no auto_scale_lr' in err or status == 0, err[-2000:]
+    status, _, message = run_tool('train.py', *arguments)
+    assert status == 1 and 'has no auto_scale_lr' in message
     config.write_text(config.read_text() + 'auto_scale_lr = dict(base_batch_size=8)\n')
     status, _, err = shell(sys.executable, ROOT / 'tools/train.py', *arguments)
     assert status == 0, err[-2000:]
-    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert 'LR has been' in log or 'AutocastOptimWrapper' in log
+    # Half the base batch: half the learning rate, 1e-3 in the config, at the end of the warm-up.
+    assert read_scalars(tmp_path / 'work')[1]['lr'] == pytest.approx(5e-4)
     assert (tmp_path / 'work/curves.png').exists()
+    # A checkpoint of another model is refused.
+    torch.save(dict(state_dict={'other': torch.zeros(1)}), tmp_path / 'other.pth')
+    for tool in (('train.py', config, '--resume', tmp_path / 'other.pth'), ('test.py', config, tmp_path / 'other.pth')):
+        status, _, message = run_tool(*tool, '--work-dir', tmp_path / 'refused')
+        assert status == 1 and 'does not fit the model' in message and '\n' not in message
     # The end is reached already; a longer schedule goes on.
     status, _, err = shell(
         sys.executable, ROOT / 'tools/train.py', *arguments, '--resume', '--cfg-options', 'train_cfg.max_epochs=3'

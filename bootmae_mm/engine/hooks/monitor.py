@@ -26,8 +26,8 @@ class MonitorHook(RuntimeInfoHook):
     Also logged: ``grad_norm``, the global L2 norm before the optimizer's step (nothing is clipped), and on a CPU
     ``memory``, the largest resident size of the main process in MB.
 
-    A loss that is not finite in any process stops all of them: at the next fetch, and always before a checkpoint is
-    written, so that no checkpoint comes after one.
+    A loss or gradient that is not finite in any process stops all of them: at the next fetch, and always before a
+    checkpoint is written, so that no checkpoint comes after one. (With a loss scaler, gradients are its business.)
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -37,6 +37,8 @@ class MonitorHook(RuntimeInfoHook):
         self._grad_norm: Tensor | None = None
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
         self._interval = min(intervals, default=1)
+        scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
+        self._must_be_finite = ('loss',) if scaled else ('loss', 'grad_norm')
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._measure_gradients)
 
     def _measure_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -68,8 +70,7 @@ class MonitorHook(RuntimeInfoHook):
         """Check the losses since the last fetch. Only the first process is here, so there is no mean to take."""
         for iteration, values in getattr(self, '_pending', []):
             numbers = {name: float(value) for name, value in values.items()}
-            if not math.isfinite(numbers.get('loss', 0.0)):
-                self._stop(runner, iteration, numbers)
+            self._check(runner, iteration, numbers)
 
     def after_train(self, runner: Runner) -> None:
         """Check the last losses."""
@@ -84,8 +85,7 @@ class MonitorHook(RuntimeInfoHook):
         fetched = iter(self._mean_over_processes(torch.stack(tensors)).tolist() if tensors else [])
         for iteration, values in pending:
             numbers = {name: next(fetched) if isinstance(value, Tensor) else value for name, value in values.items()}
-            if not math.isfinite(numbers.get('loss', 0.0)):
-                self._stop(runner, iteration, numbers)
+            self._check(runner, iteration, numbers)
             for name, number in numbers.items():
                 runner.message_hub.update_scalar(f'train/{name}', number)
         if not torch.cuda.is_available():
@@ -96,10 +96,12 @@ class MonitorHook(RuntimeInfoHook):
         all_reduce(values, op='mean')
         return values
 
-    @staticmethod
-    def _stop(runner: Runner, iteration: int, numbers: dict[str, float]) -> None:
-        values = ', '.join(f'{name} {number:.6g}' for name, number in numbers.items())
-        last = runner.message_hub.runtime_info.get('last_ckpt') or 'none was written yet'
-        raise FloatingPointError(
-            f'the loss is not finite at iteration {iteration}: {values}. Last good checkpoint: {last}'
-        )
+    def _check(self, runner: Runner, iteration: int, numbers: dict[str, float]) -> None:
+        """Stop if a number is not finite that must be."""
+        bad = [name for name in self._must_be_finite if not math.isfinite(numbers.get(name, 0.0))]
+        if bad:
+            values = ', '.join(f'{name} {number:.6g}' for name, number in numbers.items())
+            last = runner.message_hub.runtime_info.get('last_ckpt') or 'none was written yet'
+            raise FloatingPointError(
+                f'{" and ".join(bad)} not finite at iteration {iteration}: {values}. Last good checkpoint: {last}'
+            )

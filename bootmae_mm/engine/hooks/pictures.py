@@ -9,7 +9,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from bootmae_mm.data.samplers import SeededIndex
+from bootmae_mm.data.samplers import SeededIndex, preserved_random_state
 from bootmae_mm.data.transforms import collate
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
@@ -36,26 +36,29 @@ class ReconstructionHook(Hook):
         self.interval = interval
         self.num_images = num_images
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Draw, if it is time."""
-        if self.every_n_epochs(runner, self.interval) or runner.iter + 1 >= runner.max_iters:
-            self._draw(runner)
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Draw at the end of an epoch, if it is time, and at the end of the run; for any kind of loop."""
+        done = runner.iter + 1
+        if done % (self.interval * len(runner.train_dataloader)) == 0 or done == runner.max_iters:
+            self._draw(runner, step=-(-done // len(runner.train_dataloader)))
 
     @master_only
     @torch.no_grad()
-    def _draw(self, runner: Runner) -> None:
+    def _draw(self, runner: Runner, step: int) -> None:
         model = unwrapped(runner.model)
         if getattr(model, 'pixel_head', None) is None:
             return
         dataset = runner.train_dataloader.dataset
-        with torch.random.fork_rng(devices=[]):
+        with preserved_random_state():
             batch = collate([dataset[SeededIndex(i, seed=i)] for i in range(min(self.num_images, len(dataset)))])
         batch = model.data_preprocessor(batch)
         was_training = model.training
         model.eval()
         panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
         model.train(was_training)
-        runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=runner.epoch + 1)
+        runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=step)
 
 
 @HOOKS.register_module()

@@ -42,9 +42,10 @@ def ema_update(teacher: Sequence[Tensor], student: Sequence[Tensor], decay: floa
 class BootMAEEMAHook(Hook):
     """Moves the momentum encoder after every step of the optimizer.
 
-    Iterations that only accumulate gradients, and steps that a loss scaler skips, do not count: the hook listens to
-    the optimizer itself. At a fresh start the teacher becomes a copy of the student, after that was initialised or
-    loaded; on resume it continues from the checkpoint. Does nothing where there is no momentum encoder.
+    Iterations that only accumulate gradients do not count, nor do steps that a loss scaler skips (except with a fused
+    optimizer, which skips inside): the hook listens to the optimizer itself. At a fresh start the teacher becomes a
+    copy of the student, after that was initialised or loaded; on resume it continues from the checkpoint. Does nothing
+    where there is no momentum encoder.
 
     Args:
         decay: Weight of the teacher's own value as ``(epoch, value)`` milestones, linear between and constant
@@ -123,6 +124,6 @@ class FeatureWeightHook(Hook):
         model = unwrapped(runner.model)
         if getattr(model, 'feature_head', None) is None:
             return
-        max_epochs = runner.max_iters // len(runner.train_dataloader)
+        max_epochs = runner.max_iters / len(runner.train_dataloader)
         model.feature_weight = feature_weight(current_epoch(runner), max_epochs, self.weight, self.ramp)
         runner.message_hub.update_scalar('train/feature_weight', model.feature_weight)

@@ -14,8 +14,9 @@ test_pipeline = [
     dict(type='bootmae_mm.PackImage'),
 ]
 
-# 147 of 14 x 14 patches: a block mask of 120 of them, topped up with random ones.
-masking = dict(grid_size=14, ratio=0.75, strategy='mix', num_blocked=120, min_block=16, max_block=60)
+# 147 of 14 x 14 patches: a block mask of 120 of them (num_blocked, by default that share of any grid), topped up with
+# random ones.
+masking = dict(grid_size=14, ratio=0.75, strategy='mix', min_block=16, max_block=60)
 
 train_dataloader = dict(
     batch_size=256,
