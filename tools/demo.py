@@ -17,8 +17,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+if TYPE_CHECKING:  # imported where it is used, so that --help is quick
+    from mmengine.runner import Runner
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs/pretrain/bootmae_vitt_digits.py'
 
@@ -68,44 +72,35 @@ def table(results: dict) -> str:
     return '\n'.join(lines)
 
 
-def main() -> None:
-    from mmengine.config import DictAction
+def parse_args() -> argparse.Namespace:
+    from bootmae_mm.engine.launch import cfg_options_argument
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', default='work_dirs/demo', help='where results go')
     parser.add_argument('--epochs', type=int, help='train shorter or longer than the config says')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override keys of the config, e.g. randomness.seed=1',
-    )
-    args = parser.parse_args()
-    begin = time.monotonic()
-    print(
-        'Pretraining a small BootMAE on 1,297 handwritten digits; labels are not used. Time left is the `eta`.',
-        flush=True,
-    )
+    cfg_options_argument(parser)
+    return parser.parse_args()
 
-    import torch
+
+def build_runner(args: argparse.Namespace) -> Runner:
+    """The Runner of the demo's config, with the options of the command line."""
     from mmengine.runner import Runner
-    from PIL import Image
 
     from bootmae_mm.engine.launch import prepare, read_config
-    from bootmae_mm.visualization import draw_reconstruction, read_scalars, reconstruct
 
     cfg = read_config(str(CONFIG), args.cfg_options, args.work_dir)
     if args.epochs:
         cfg.train_cfg.max_epochs = args.epochs
         cfg.param_scheduler[1].end = args.epochs
-    work_dir = Path(cfg.work_dir)
     prepare(cfg)
-    torch.set_num_threads(1)  # matrices this small gain nothing from a second core, which the loader has work for
-    runner = Runner.from_cfg(cfg)
+    return Runner.from_cfg(cfg)
 
-    size = cfg.model.backbone.img_size
+
+def train_and_probe(runner: Runner) -> dict:
+    """Train; return accuracies of raw pixels and of the encoder before and after, seconds and numbers of images."""
+    import torch
+
+    size = runner.cfg.model.backbone.img_size
     train, test = digits('train', size), digits('test', size)
     results = {'raw pixels': probe((train[0].flatten(1), train[1]), (test[0].flatten(1), test[1]))}
     untrained = copy.deepcopy(runner.model)
@@ -113,45 +108,56 @@ def main() -> None:
         untrained.init_weights()
     results['encoder, random weights'] = probe_encoder(untrained.backbone, train, test)
 
-    started = time.monotonic()
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second core, which the loader has work for
+    begin = time.monotonic()
     model = runner.train()
-    seconds = time.monotonic() - started
-    model.eval()
+    seconds = time.monotonic() - begin
     results['encoder, pretrained'] = probe_encoder(model.backbone, train, test)
-
-    test_set = runner.build_dataloader(cfg.test_dataloader)
-    batch = model.data_preprocessor(next(iter(test_set)))
-    batch = {name: value[:8] for name, value in batch.items()}
-    panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
-    Image.fromarray(draw_reconstruction(panels)).save(work_dir / 'reconstruction.png')
-
-    scalars = read_scalars(work_dir, run=runner.timestamp)
-    names = ('loss', 'pixel_loss', 'feature_loss')
-    losses = {
-        when: {name: round(scalars[index][name], 4) for name in names if name in scalars[index]}
-        for when, index in (('first', 0), ('last', -1))
-    }
-    summary = dict(
+    return dict(
         accuracy_percent=results,
-        losses=losses,
-        steps=runner.iter,
         training_seconds=round(seconds, 1),
         images=dict(train=len(train[1]), test=len(test[1])),
-        config=CONFIG.name,
     )
-    (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
 
-    checkpoint = (work_dir / 'last_checkpoint').read_text()
-    changes = ', '.join(f'{name} {value} -> {losses["last"][name]}' for name, value in losses['first'].items())
+
+def draw(runner: Runner, path: Path) -> None:
+    """Draw reconstructions of eight held-out digits."""
+    from PIL import Image
+
+    from bootmae_mm.visualization import draw_reconstruction, reconstruct
+
+    model = runner.model.eval()
+    batch = next(iter(runner.build_dataloader(runner.cfg.test_dataloader)))
+    batch = {name: value[:8] for name, value in model.data_preprocessor(batch).items()}
+    Image.fromarray(draw_reconstruction(reconstruct(model, *batch.values()))).save(path)
+
+
+def first_and_last_losses(runner: Runner) -> dict:
+    """Losses at the first and the last line of the log."""
+    from bootmae_mm.visualization import read_scalars
+
+    scalars = read_scalars(runner.work_dir, run=runner.timestamp)
+    names = [name for name in ('loss', 'pixel_loss', 'feature_loss') if name in scalars[0]]
+    return {
+        when: {name: round(entry[name], 4) for name in names}
+        for when, entry in (('first', scalars[0]), ('last', scalars[-1]))
+    }
+
+
+def report(summary: dict, work_dir: Path) -> str:
+    """What the demo prints at its end."""
+    first, last = summary['losses']['first'], summary['losses']['last']
+    changes = ', '.join(f'{name} {value} -> {last[name]}' for name, value in first.items())
     here, python = os.path.relpath(work_dir), os.path.relpath(sys.executable)
-    print(f"""
-Accuracy on {len(test[1])} held-out digits (the encoder never saw a label; 10 labels: of each class, mean of 5 draws)
+    checkpoint = os.path.relpath((work_dir / 'last_checkpoint').read_text())
+    return f"""
+Accuracy on {summary['images']['test']} held-out digits (the encoder never saw a label; 10 labels of each class: 5 draws)
 
-{table(results)}
+{table(summary['accuracy_percent'])}
 
 Raw pixels are strong here: the digits are centred and tiny. What pretraining adds is the step from random weights.
 Losses, first -> last: {changes}
-{runner.iter} steps in {seconds:.0f} s, {time.monotonic() - begin:.0f} s in all
+{summary['steps']} steps in {summary['training_seconds']:.0f} s, {summary['seconds']:.0f} s in all
 
   {here}/reconstruction.png   held-out digits: original, masked, reconstruction, prediction
   {here}/curves.png           losses, learning rate, decay, norms
@@ -160,7 +166,28 @@ Losses, first -> last: {changes}
 Next, your own images:
   {python} tools/train.py configs/pretrain/bootmae_vitb_folder.py --cfg-options data_root=/your/images
 or pictures of this model on any image:
-  {python} tools/reconstruct.py {os.path.relpath(checkpoint)} IMAGE...""")
+  {python} tools/reconstruct.py {checkpoint} IMAGE..."""
+
+
+def main() -> None:
+    begin = time.monotonic()
+    args = parse_args()
+    print(
+        'Pretraining a small BootMAE on 1,297 handwritten digits; labels are not used. Time left is the `eta`.',
+        flush=True,
+    )
+    runner = build_runner(args)
+    work_dir = Path(runner.work_dir)
+    summary = train_and_probe(runner)
+    draw(runner, work_dir / 'reconstruction.png')
+    summary.update(
+        losses=first_and_last_losses(runner),
+        steps=runner.iter,
+        seconds=round(time.monotonic() - begin, 1),
+        config=CONFIG.name,
+    )
+    (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    print(report(summary, work_dir))
 
 
 if __name__ == '__main__':
