@@ -151,7 +151,7 @@ def report(summary: dict, work_dir: Path) -> str:
     here, python = os.path.relpath(work_dir), os.path.relpath(sys.executable)
     checkpoint = os.path.relpath((work_dir / 'last_checkpoint').read_text())
     return f"""
-Accuracy on {summary['images']['test']} held-out digits (the encoder never saw a label; 10 labels of each class: 5 draws)
+Accuracy on {summary['images']['test']} held-out digits (no label was used in pretraining; "10 labels": of each class)
 
 {table(summary['accuracy_percent'])}
 
