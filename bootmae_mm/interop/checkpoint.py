@@ -69,12 +69,16 @@ def load_file(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint {path}')
+    allowed = torch.serialization.get_safe_globals()
     try:
         with torch.serialization.safe_globals(safe_globals()):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # noqa: BLE001  whatever unpickling a foreign file raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} is not a checkpoint that loads safely: {reason}') from error
+    finally:
+        # The context takes away what it allowed, even where it had been allowed before.
+        torch.serialization.add_safe_globals(allowed)
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint

@@ -5,7 +5,14 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from bootmae_mm.interop.checkpoint import config_of, encoder_state, load_encoder, load_file, load_model
+from bootmae_mm.interop.checkpoint import (
+    allow_mmengine_checkpoints,
+    config_of,
+    encoder_state,
+    load_encoder,
+    load_file,
+    load_model,
+)
 from bootmae_mm.interop.official import state_to_project
 from tests.conftest import build, tiny_config
 from tests.interop.test_official import SIZES, official_checkpoint
@@ -32,6 +39,13 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, harmful):
     with pytest.raises(ValueError, match='bad.pth is not a checkpoint that loads safely'):
         load_file(tmp_path / 'bad.pth')
     assert not (tmp_path / 'made').exists()
+
+
+def test_reading_a_file_leaves_what_was_allowed(tmp_path):
+    allow_mmengine_checkpoints()
+    torch.save(dict(history=HistoryBuffer([1.0], [1])), tmp_path / 'x.pth')
+    load_file(tmp_path / 'x.pth')
+    assert torch.load(tmp_path / 'x.pth', weights_only=True)['history'].mean() == 1.0
 
 
 def test_what_mmengine_saves_loads(tmp_path):
