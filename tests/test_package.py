@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import bootmae_mm
+from bootmae_mm.data import MaskSampling
 from tests.conftest import ROOT
 
 PUBLIC = ['BootMAE', 'BootMAEViT', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEFeatureHead', 'BootMAEDataPreprocessor']
@@ -57,6 +60,18 @@ def test_a_name_that_does_not_exist_is_an_error():
 
 def test_version():
     assert bootmae_mm.__version__.count('.') == 2
+
+
+def test_example_of_the_readme_builds(tmp_path):
+    example = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL).group(1)
+    (tmp_path / 'heir.py').write_text(example.replace('/path/to/bootmae_mm', str(ROOT)))
+    cfg = Config.fromfile(tmp_path / 'heir.py')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert model.backbone.grid_size == (14, 24) and model.backbone.embed_dims == 384
+    assert len(model.neck.decoders['pixel'].blocks) == 4 and model.neck.context_blocks == {0, 8}
+    masking = MaskSampling(**cfg.train_dataloader.dataset.masking)
+    assert masking.num_masked == round(0.6 * 14 * 24) and masking.num_blocked == round(14 * 24 * 120 / 196)
 
 
 def test_links_of_the_documents_lead_somewhere():

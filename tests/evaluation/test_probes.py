@@ -28,6 +28,15 @@ def test_knn_by_hand():
         knn_accuracy(train, train_labels, test, test_labels, k=21)
 
 
+def test_near_neighbours_outvote_more_distant_ones():
+    angles = torch.tensor([0.05, 1.0, -1.0])
+    train, labels = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([0, 1, 1])
+    test = torch.tensor([[1.0, 0.0]])
+    # exp(cos / 0.07): 1.6 million for the near one, 2 * 2,200 for the others; hot, all weigh about the same.
+    assert knn_accuracy(train, labels, test, torch.tensor([0]), k=3) == 1.0
+    assert knn_accuracy(train, labels, test, torch.tensor([0]), k=3, temperature=10.0) == 0.0
+
+
 def test_probes_tell_separable_from_shuffled_labels():
     train, test = clusters(), clusters()
     assert knn_accuracy(*train, *test, k=3) == linear_accuracy(*train, *test) == 1.0
