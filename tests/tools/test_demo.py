@@ -2,6 +2,7 @@ import json
 
 import pytest
 from mmengine import Config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
 
@@ -23,6 +24,11 @@ def test_demo_in_small(tmp_path, run_tool):
         assert (tmp_path / 'demo' / name).stat().st_size > 5000
         assert name in out
     assert 'tools/train.py' in out
+
+    events = EventAccumulator(str(next((tmp_path / 'demo').glob('*/vis_data')))).Reload()
+    assert events.Tags()['images'] == ['reconstruction']
+    assert {'loss', 'pixel_loss', 'feature_loss', 'lr', 'ema_decay', 'grad_norm'} <= set(events.Tags()['scalars'])
+    assert [event.step for event in events.Scalars('loss')] == [20, 40, 60]
 
 
 def test_demo_config_is_a_whole_bootmae():
