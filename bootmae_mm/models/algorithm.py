@@ -236,10 +236,6 @@ class BootMAE(BaseModel):
         )
         return total, OrderedDict((name, value.detach()) for name, value in dict(loss=total, **losses).items())
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning rates, and the number of depths; see the backbone."""
-        return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')
-
     def _check_mask(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> None:
         """Check shapes only: looking at the values would wait for the device."""
         rows, columns = self.backbone.grid_size

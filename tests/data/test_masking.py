@@ -47,7 +47,7 @@ def test_block_masks_have_the_authors_distribution():
     assert abs(blocky - wanted_blocky) < 5 * wanted_spread * (2 / count) ** 0.5
     assert abs(spread / wanted_spread - 1) < 0.1
     assert blocky > 0.78  # of random masks it would be 0.61
-    # mmpretrain's generator leaves the last row and column almost always visible; the authors' does not.
+    # mmpretrain's generator leaves the last row and column always visible; the authors' does not.
     assert places[-1].mean() > 0.9 * places[0].mean()
 
 
