@@ -1,9 +1,10 @@
-"""Reading checkpoints safely, and loading an encoder for certain."""
+"""Reading checkpoints safely."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from torch import Tensor, nn
+from torch import nn
 
 
 def _history_method(owner: type, name: str) -> Callable:
@@ -53,11 +54,36 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(safe_globals())
 
 
+def local_file(path: str | Path) -> Path:
+    """The file at a path or, downloaded once to torch's cache, behind a URL.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the URL cannot be read.
+    """
+    text = str(path)
+    if text.startswith(('http://', 'https://')):
+        name = f'{hashlib.sha256(text.encode()).hexdigest()[:8]}-{text.rsplit("/", 1)[-1]}'
+        file = Path(torch.hub.get_dir(), 'checkpoints', name)
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(text, str(file), progress=False)  # renames when complete
+            except OSError as error:
+                raise ValueError(f'cannot read {text}: {error}') from error
+        return file
+    if '://' in text:
+        raise ValueError(f'{text}: only paths, http:// and https:// are read')
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no checkpoint {path}')
+    return Path(path)
+
+
 def load_file(path: str | Path) -> dict:
     """Read a checkpoint without running code from it.
 
     Args:
-        path: A file written by ``torch.save``.
+        path: A file written by ``torch.save``, or its URL.
 
     Returns:
         The dict in it, tensors on the CPU.
@@ -66,9 +92,7 @@ def load_file(path: str | Path) -> dict:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not a checkpoint, or holds something that only running code could restore.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint {path}')
+    path = local_file(path)
     allowed = torch.serialization.get_safe_globals()
     try:
         with torch.serialization.safe_globals(safe_globals()):
@@ -82,63 +106,6 @@ def load_file(path: str | Path) -> dict:
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint
-
-
-def encoder_state(path: str | Path, prefix: str) -> dict[str, Tensor]:
-    """The encoder's weights in a checkpoint, in this project's names.
-
-    Args:
-        path: A checkpoint of this project, of mmpretrain, or of the authors (recognised by its keys).
-        prefix: Of the encoder's keys; ``'backbone.'`` for the student and ``'teacher.'`` for the momentum encoder.
-
-    Returns:
-        Names without the prefix -> tensors.
-
-    Raises:
-        ValueError: If no key has the prefix.
-    """
-    from .official import is_official, to_project
-
-    checkpoint = load_file(path)
-    if is_official(checkpoint):
-        checkpoint = to_project(checkpoint).checkpoint
-    state = checkpoint.get('state_dict', checkpoint)
-    found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    if not found:
-        raise ValueError(f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
-    return found
-
-
-def load_encoder(encoder: nn.Module, path: str | Path, prefix: str = 'backbone.') -> str:
-    """Load an encoder; all of its weights must come from the file.
-
-    Args:
-        encoder: The module to fill.
-        path: See :func:`encoder_state`.
-        prefix: See :func:`encoder_state`.
-
-    Returns:
-        A line that says what was loaded.
-
-    Raises:
-        ValueError: If a weight is missing or has another shape.
-    """
-    state = encoder_state(path, prefix)
-    wanted = encoder.state_dict()
-    missing = [name for name in wanted if name not in state]
-    wrong = [
-        f'{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}'
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    if missing or wrong:
-        raise ValueError(
-            f'{path} does not fit the encoder: {len(missing)} of {len(wanted)} weights missing '
-            f'{missing[:3]}, {len(wrong)} of another shape {wrong[:3]}'
-        )
-    encoder.load_state_dict({name: state[name] for name in wanted})
-    unused = sorted(set(state) - set(wanted))
-    return f'{len(wanted)} of {len(wanted)} weights loaded from {path}, {len(unused)} not used {unused[:3]}'
 
 
 def config_of(checkpoint: dict) -> Config:

@@ -84,7 +84,8 @@ def is_official(checkpoint: dict) -> bool:
     return 'blocks.0.attn.q_bias' in checkpoint.get('model', {})
 
 
-def _rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """The target of a name in a table such as :data:`ENCODER`, or None."""
     for source, target in table:
         match = re.fullmatch(re.escape(source).replace(r'\{\}', '([^.]+)'), name)
         if match:
@@ -111,7 +112,7 @@ def state_to_project(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
     parts: dict[str, Tensor] = {}
     moves = []
     for name, value in state.items():
-        target = _rename(name, TABLE)
+        target = rename(name, TABLE)
         if target is None:
             raise ValueError(f'unknown key {name!r}: not a pretraining checkpoint of BootMAE')
         parts[target] = value
@@ -161,7 +162,7 @@ def state_to_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
     table = [(ours, theirs) for theirs, ours in TABLE]
     result, moves = {}, []
     for name, (source, value) in parts.items():
-        target = _rename(name, table)
+        target = rename(name, table)
         if target is None:
             raise ValueError(f"the authors' model has no place for {source!r}")
         result[target] = value

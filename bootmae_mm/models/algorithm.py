@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from bootmae_mm.interop.checkpoint import load_encoder
+from bootmae_mm.interop.encoder import load_encoder
 from bootmae_mm.registry import MODELS
 
 from .tokens import loss_weights
@@ -57,6 +57,10 @@ class BootMAE(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
+        if self.backbone.window_size or self.backbone.rel_pos_bias:
+            raise ValueError(
+                'pretraining has neither windows nor relative-position bias; both are for downstream tasks'
+            )
         self.neck = MODELS.build(
             neck,
             default_args=dict(
@@ -130,7 +134,7 @@ class BootMAE(BaseModel):
         if self.has_momentum_teacher:
             self.reset_teacher()
         elif self.teacher_checkpoint is not None:
-            report = load_encoder(self.teacher, self.teacher_checkpoint, prefix=self.teacher_prefix)
+            report = load_encoder(self.teacher, self.teacher_checkpoint, prefix=self.teacher_prefix, resize=False)
             print_log(f'frozen teacher: {report}', logger='current')
 
     @torch.no_grad()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmpretrain.models import VisionTransformer
+from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from bootmae_mm.interop.encoder import load_encoder
 from bootmae_mm.registry import MODELS
 
-from .attention import SelfAttention
+from .block import EncoderBlock
+from .relative_position import RelativePositionBias
 from .tokens import patch_grid, sincos_pos_embed, take_patches, take_tokens, to_pair
 
 
@@ -24,22 +31,37 @@ class BootMAEViT(VisionTransformer):
     """Plain ViT of BootMAE; its weights load in mmpretrain's ``VisionTransformer`` and the other way round.
 
     Pre-norm blocks, LayerNorm eps 1e-6, class token, fixed 2-D sine-cosine position embedding, no bias of the keys.
-    Options and outputs of :meth:`forward` are those of mmpretrain's ``VisionTransformer``; pretraining uses
-    :meth:`encode_visible` (student) and :meth:`encode_patches` (teacher) instead.
+    Pretraining uses :meth:`encode_visible` (student) and :meth:`encode_patches` (teacher). Downstream tasks use
+    :meth:`forward` and the options below, all off by default; then it computes what the teacher computes.
 
     Args:
         arch: ``'t'``, ``'s'``, ``'b'``, ``'l'``, ``'h'``, another name of ``arch_zoo``, or a dict with ``embed_dims``,
             ``num_layers``, ``num_heads`` and ``feedforward_channels``. Deliberate oddity: ``'s'`` is the usual ViT-S
             (384 wide, 12 deep), not the one mmpretrain gives that name (768 wide, 8 deep).
-        img_size: Height and width of the images in pixels, divisible by ``patch_size``.
+        img_size: Height and width of the images in pixels, divisible by ``patch_size``. Downstream the usual size:
+            the position embedding is stored for it, and resized where an image has another one.
         patch_size: Edge of a patch in pixels.
-        **kwargs: As for ``VisionTransformer``.
+        out_indices: Blocks whose outputs :meth:`forward` returns, 0 the first and -1 the last. Blocks after the last
+            of them do not run.
+        frozen_stages: -1 to train everything, 0 to freeze the embedding, k to freeze also the first k blocks; with all
+            blocks the norms after them too.
+        learn_pos_embed: Train the position embedding (the authors do for segmentation).
+        window_size: Edge in patches of windows that attention is confined to; 0 for none. Windows have no place for a
+            class token: ``with_cls_token=False``.
+        global_blocks: With windows, the blocks that see the whole image (ViTDet: the last of every quarter).
+        rel_pos_bias: Add a relative-position bias (BEiT's) to every block; zero at first.
+        with_cp: Save memory by computing activations again in the backward pass (activation checkpointing).
+        init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=..., min_share=1.0)`` loads weights for certain; see
+            :func:`bootmae_mm.interop.encoder.load_encoder`.
+        **kwargs: As for ``VisionTransformer``: ``out_type``, ``final_norm``, ``drop_path_rate``,
+            ``layer_scale_init_value``, ``with_cls_token``, ...
 
     Raises:
-        ValueError: On an unknown arch, an image not divisible by the patch, or a width that heads or the position
-            embedding do not divide.
+        ValueError: On an unknown arch, an image not divisible by the patch, a width that heads or the position
+            embedding do not divide, a block that does not exist, or windows beside a class token.
     """
 
+    init_cfg: Any  # mmengine's: a dict, a list of them, or None
     arch_zoo = {
         **VisionTransformer.arch_zoo,
         **dict.fromkeys(['t', 'ti', 'tiny'], _arch(192, 12, 3)),
@@ -48,16 +70,42 @@ class BootMAEViT(VisionTransformer):
     }
 
     def __init__(
-        self, arch: str | dict = 'base', img_size: int | tuple[int, int] = 224, patch_size: int = 16, **kwargs: object
+        self,
+        arch: str | dict = 'base',
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        out_indices: int | Sequence[int] = -1,
+        frozen_stages: int = -1,
+        learn_pos_embed: bool = False,
+        window_size: int = 0,
+        global_blocks: Sequence[int] = (),
+        rel_pos_bias: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+        **kwargs: object,
     ) -> None:
         self._check_arch(arch)
         self.grid_size = patch_grid(img_size, patch_size)
-        super().__init__(arch=arch, img_size=to_pair(img_size, 'img_size'), patch_size=patch_size, **kwargs)
+        super().__init__(
+            arch=arch, img_size=to_pair(img_size, 'img_size'), patch_size=patch_size, init_cfg=init_cfg, **kwargs
+        )
         self.patch_size = patch_size
         self.num_heads = self.arch_settings['num_heads']
-        for layer in self.layers:
-            layer.attn = self._without_key_bias(layer.attn)
-        self.pos_embed = nn.Parameter(self._fixed_pos_embed(), requires_grad=False)
+        self.out_indices = self._block_indices(out_indices, 'out_indices')
+        self.window_size = window_size
+        self.rel_pos_bias = rel_pos_bias
+        self.with_cp = with_cp
+        self._make_blocks(self._block_indices(global_blocks, 'global_blocks'))
+        self.pos_embed = nn.Parameter(self._fixed_pos_embed(), requires_grad=learn_pos_embed)
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(f'frozen_stages must be in -1..{self.num_layers}, but is {frozen_stages}')
+        self.frozen_stages = frozen_stages
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        if frozen_stages >= 0:
+            self.pos_embed.requires_grad_(False)
+            if self.cls_token is not None:
+                self.cls_token.requires_grad_(False)
 
     @classmethod
     def _check_arch(cls, arch: str | dict) -> None:
@@ -74,26 +122,70 @@ class BootMAEViT(VisionTransformer):
         if arch['embed_dims'] % arch['num_heads']:
             raise ValueError(f'embed_dims {arch["embed_dims"]} is not divisible by num_heads {arch["num_heads"]}')
 
-    @staticmethod
-    def _without_key_bias(attn: nn.Module) -> SelfAttention:
-        """The same attention as :class:`SelfAttention`; its submodules are taken over."""
-        new = SelfAttention.__new__(SelfAttention)
-        new.__dict__.update(attn.__dict__)
-        return new
+    def _block_indices(self, indices: int | Sequence[int], name: str) -> list[int]:
+        """Indices of blocks, counted from the front and sorted."""
+        given = [indices] if isinstance(indices, int) else list(indices)
+        if not all(isinstance(index, int) and -self.num_layers <= index < self.num_layers for index in given):
+            raise ValueError(
+                f'{name} {indices!r} must be blocks in 0..{self.num_layers - 1} or, from the end, '
+                f'-{self.num_layers}..-1'
+            )
+        return sorted({index % self.num_layers for index in given})
+
+    def _make_blocks(self, global_blocks: list[int]) -> None:
+        if not isinstance(self.window_size, int) or self.window_size < 0:
+            raise ValueError(f'window_size must be an int of 0 (no windows) or more, but is {self.window_size!r}')
+        if self.window_size and self.with_cls_token:
+            raise ValueError('windows have no place for a class token: set with_cls_token=False beside window_size')
+        if global_blocks and not self.window_size:
+            raise ValueError('global_blocks mean nothing without window_size')
+        for index, layer in enumerate(self.layers):
+            window = 0 if index in global_blocks else self.window_size
+            bias = None
+            if self.rel_pos_bias:
+                grid = (min(window, self.grid_size[0]), min(window, self.grid_size[1])) if window else self.grid_size
+                bias = RelativePositionBias(grid, self.num_heads, self.with_cls_token)
+            self.layers[index] = EncoderBlock.of(layer, window, bias)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        modules = [self.patch_embed, self.drop_after_pos, self.pre_norm, *self.layers[: self.frozen_stages]]
+        if self.frozen_stages == self.num_layers:
+            modules += [getattr(self, name) for name in ('ln1', 'ln2') if hasattr(self, name)]
+        return modules
+
+    def train(self, mode: bool = True) -> BootMAEViT:
+        """Set the mode; frozen parts stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
 
     def _fixed_pos_embed(self) -> Tensor:
         embed = sincos_pos_embed(self.grid_size, self.embed_dims)
         return embed if self.with_cls_token else embed[:, 1:]
 
     def init_weights(self) -> None:
-        """Initialise as the authors do, or from ``init_cfg=dict(type='Pretrained', ...)``.
+        """Initialise as the authors do; then load what ``init_cfg=dict(type='Pretrained', ...)`` names, for certain.
 
         Xavier-uniform linear layers (q, k and v each on their own) and patch embedding, zero biases, class token
-        normal with std 1e-6. Source: ``modeling_pretrain_bootmae.py``.
+        normal with std 1e-6. Source: ``modeling_pretrain_bootmae.py``. What a checkpoint cannot hold (a fresh norm of
+        pooled features, relative-position bias, layer scale) keeps this.
         """
+        given = self.init_cfg
+        configs = given if isinstance(given, list) else [given] if given else []
+        # mmengine's own loading would ignore what does not fit.
+        self.init_cfg = [config for config in configs if config['type'] != 'Pretrained'] or None
         super().init_weights()
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            return
+        self.init_cfg = given
+        self._init_as_the_authors()
+        for config in configs:
+            if config['type'] == 'Pretrained':
+                options = {key: value for key, value in config.items() if key not in ('type', 'map_location')}
+                print_log(f'backbone: {load_encoder(self, **options)}', logger='current')
+
+    def _init_as_the_authors(self) -> None:
         with torch.no_grad():
             for name, module in self.named_modules():
                 if isinstance(module, nn.Linear):
@@ -110,6 +202,41 @@ class BootMAEViT(VisionTransformer):
             if self.cls_token is not None:
                 nn.init.normal_(self.cls_token, std=1e-6)
             self.pos_embed.copy_(self._fixed_pos_embed())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The pass of downstream tasks.
+
+        Args:
+            images: (B, C, H, W) of any size; at the right and the bottom padded with zeros to whole patches.
+
+        Returns:
+            One output for each of ``out_indices``, in ascending order, by ``out_type``: ``'featmap'`` (B, D, rows,
+            columns), ``'avg_featmap'`` (B, D), the mean of the patch tokens after a norm of its own, ``'cls_token'``
+            (B, D), ``'raw'`` (B, 1 + L, D). The final norm, if there is one, is applied after the last block only.
+        """
+        x, grid = self.patch_embed(images)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x + resize_pos_embed(
+            self.pos_embed, self.grid_size, grid, self.interpolate_mode, num_extra_tokens=self.num_extra_tokens
+        )
+        x = self.pre_norm(self.drop_after_pos(x))
+        outs = []
+        for index, layer in enumerate(self.layers[: self.out_indices[-1] + 1]):
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, grid=grid, use_reentrant=False)
+            else:
+                x = layer(x, grid=grid)
+            if index in self.out_indices:
+                last = index == self.num_layers - 1 and self.final_norm
+                outs.append(self._format_output(self.ln1(x) if last else x, grid))
+        return tuple(outs)
+
+    @property
+    def fresh_weights(self) -> set[str]:
+        """Names of weights that pretraining does not have, and that may stay as initialised when it is loaded."""
+        parts = ('rel_pos_bias', 'gamma1', 'gamma2')
+        return {name for name in self.state_dict() if name.startswith('ln2.') or any(part in name for part in parts)}
 
     def encode_visible(
         self, images: Tensor, ids_keep: Tensor, context_blocks: set[int] | None = None
@@ -150,14 +277,8 @@ class BootMAEViT(VisionTransformer):
         for layer in self.layers[:-1]:
             x = layer(x)
         last = self.layers[-1]
-        x = self._block_for(last, x, take_tokens(x, ids + self.num_extra_tokens))
+        x = last(x, take_tokens(x, ids + self.num_extra_tokens))
         return self.ln1(x) if norm else x
-
-    @staticmethod
-    def _block_for(layer: nn.Module, x: Tensor, query: Tensor) -> Tensor:
-        """A block's output for the tokens ``query`` of the sequence ``x``."""
-        query = query + layer.attn(layer.ln1(x), layer.ln1(query))
-        return layer.ffn(layer.ln2(query), identity=query)
 
     def _embed_all(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + L, D), with positions."""

@@ -5,17 +5,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from bootmae_mm.interop.checkpoint import (
-    allow_mmengine_checkpoints,
-    config_of,
-    encoder_state,
-    load_encoder,
-    load_file,
-    load_model,
-)
-from bootmae_mm.interop.official import state_to_project
+from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints, config_of, load_file, load_model
 from tests.conftest import build, tiny_config
-from tests.interop.test_official import SIZES, official_checkpoint
 
 
 class Harmful:
@@ -71,28 +62,6 @@ def test_files_that_are_no_checkpoints(tmp_path, content, error, message):
         path.write_bytes(content)
     with pytest.raises(error, match=message):
         load_file(path)
-
-
-def test_encoder_from_the_authors_checkpoint(tmp_path):
-    shape, backbone = SIZES['tiny']
-    checkpoint = official_checkpoint(**shape)
-    torch.save(checkpoint, tmp_path / 'theirs.pth')
-    vit = build(tiny_config(backbone=dict(type='bootmae_mm.BootMAEViT', **backbone))).backbone
-    for prefix, part in (('backbone.', 'model'), ('teacher.', 'model_ema')):
-        assert '42 of 42 weights' in load_encoder(vit, tmp_path / 'theirs.pth', prefix)
-        wanted, _ = state_to_project(checkpoint[part])
-        assert torch.equal(vit.layers[1].attn.qkv.bias, wanted['backbone.layers.1.attn.qkv.bias'])
-        assert torch.equal(vit.layers[1].attn.qkv.bias[24:48], torch.zeros(24))
-
-
-def test_encoder_with_a_wrong_prefix_or_shape(tmp_path):
-    model = build(tiny_config())
-    torch.save(model.state_dict(), tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match="prefix 'encoder.'"):
-        encoder_state(tmp_path / 'x.pth', 'encoder.')
-    other = build(tiny_config(backbone=dict(tiny_config()['backbone'], img_size=64))).backbone
-    with pytest.raises(ValueError, match='pos_embed'):
-        load_encoder(other, tmp_path / 'x.pth')
 
 
 def test_config_in_a_checkpoint_is_data():
