@@ -40,7 +40,14 @@ def main() -> None:
     args = parse_args()
     from mmengine.runner import Runner, find_latest_checkpoint
 
-    from bootmae_mm.engine.launch import check_checkpoint, check_loader, prepare, read_config, use_amp
+    from bootmae_mm.engine.launch import (
+        check_checkpoint,
+        check_classes,
+        check_loader,
+        prepare,
+        read_config,
+        use_amp,
+    )
 
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
@@ -62,6 +69,7 @@ def main() -> None:
         prepare(cfg)
         runner = Runner.from_cfg(cfg)
         check_loader(runner)
+        check_classes(runner.model, runner.train_dataloader.dataset)
         source = cfg.load_from or (find_latest_checkpoint(cfg.work_dir) if cfg.resume else None)
         if source:
             check_checkpoint(runner, source, complete=bool(cfg.resume))

@@ -1,13 +1,16 @@
 """Data: datasets, samplers, transforms, masks."""
 
 from .datasets import Digits, ImageFolder
+from .labelled import CheckSegmentation, LabelledFolder
 from .masking import MaskSampling
 from .samplers import SeededSampler
 from .transforms import LoadRGB, PackImage, RandomShift, collate
 
 __all__ = [
+    'CheckSegmentation',
     'Digits',
     'ImageFolder',
+    'LabelledFolder',
     'LoadRGB',
     'MaskSampling',
     'PackImage',

@@ -1,7 +1,7 @@
 """The engine: schedules, hooks, optimizers."""
 
 from .hooks import BootMAEEMAHook, CurvesHook, FeatureWeightHook, MonitorHook, ReconstructionHook
-from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor
+from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor, LayerDecayOptimWrapperConstructor
 
 __all__ = [
     'AutocastOptimWrapper',
@@ -9,6 +9,7 @@ __all__ = [
     'CurvesHook',
     'FeatureWeightHook',
     'GroupedOptimWrapperConstructor',
+    'LayerDecayOptimWrapperConstructor',
     'MonitorHook',
     'ReconstructionHook',
 ]

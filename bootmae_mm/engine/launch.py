@@ -10,7 +10,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
 
 from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints, load_file
 
@@ -18,6 +21,7 @@ from .hooks.teacher import unwrapped
 
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+EVALUATORS = ('val_evaluator', 'test_evaluator')
 
 
 def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
@@ -74,9 +78,9 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
     old_root = cfg.get('data_root')
     cfg.merge_from_dict(options)
     if 'data_root' in options and old_root is not None:
-        for loader in LOADERS:
-            if cfg.get(loader) is not None:
-                _replace_root(cfg[loader].get('dataset', {}), old_root, options['data_root'])
+        for part in (*LOADERS, *EVALUATORS):
+            if cfg.get(part) is not None:
+                _replace_root(cfg[part], old_root, options['data_root'])
     # For its own hooks mmengine needs the None that switches one off; for others it refuses None.
     if 'default_hooks' in cfg:
         cfg.default_hooks = {
@@ -88,10 +92,13 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
 
 
 def _replace_root(node: ConfigDict | list, old: str, new: str) -> None:
-    """Replace ``data_root`` wherever a nested dataset (of a wrapper, say) has the old one."""
+    """Replace ``data_root`` wherever a nested dataset has the old one, and in the path of an evaluator's annotations."""
     if isinstance(node, dict):
         if node.get('data_root') == old:
             node['data_root'] = new
+        path = node.get('ann_file')
+        if isinstance(path, str) and path.startswith(f'{old}/'):
+            node['ann_file'] = new + path[len(old) :]
         for value in node.values():
             _replace_root(value, old, new)
     elif isinstance(node, list):
@@ -99,11 +106,24 @@ def _replace_root(node: ConfigDict | list, old: str, new: str) -> None:
             _replace_root(value, old, new)
 
 
+def _replace_sync_bn(node: ConfigDict | list) -> int:
+    """Replace SyncBN, which needs GPUs, by BN; return how often."""
+    count = 0
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+            count += 1
+        count += sum(_replace_sync_bn(value) for value in node.values())
+    elif isinstance(node, list):
+        count += sum(_replace_sync_bn(value) for value in node)
+    return count
+
+
 def prepare(cfg: Config) -> None:
     """Fit a config to this machine and start what the Runner cannot start by itself.
 
     Without a GPU: several processes talk through gloo (mmengine would ask for CUDA), float16 training, which needs a
-    GPU, is refused, and memory is not pinned.
+    GPU, is refused, batch norm is not synchronised, and memory is not pinned.
 
     Args:
         cfg: Of :func:`read_config`, changed in place.
@@ -123,6 +143,8 @@ def prepare(cfg: Config) -> None:
             '--cfg-options optim_wrapper.type=OptimWrapper, or bfloat16 with '
             '`bootmae_mm.AutocastOptimWrapper`'
         )
+    if _replace_sync_bn(cfg.get('model') or {}):
+        print_log('no GPU: BN instead of SyncBN', logger='current')
     for loader in LOADERS:
         if cfg.get(loader) is not None:
             cfg[loader]['pin_memory'] = False
@@ -192,3 +214,37 @@ def check_loader(runner: Runner) -> None:
             f'{len(loader.dataset)} images are less than one batch of {loader.batch_size} for each of '
             f'{runner.world_size} processes; set train_dataloader.batch_size lower'
         )
+
+
+def check_classes(model: nn.Module, dataset: Dataset) -> None:
+    """Compare the number of classes of a dataset with that of the heads.
+
+    A COCO file without a class of the dataset would silently give images without objects; that is checked too.
+
+    Args:
+        model: With or without heads.
+        dataset: With or without classes in its ``metainfo``.
+
+    Raises:
+        ValueError: If they differ, with both numbers.
+    """
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    if classes is None:
+        return
+    name = type(dataset).__name__
+    while hasattr(dataset, 'dataset'):  # RepeatDataset and the like
+        dataset = dataset.dataset
+    categories = getattr(dataset, 'cat_ids', None)
+    if categories is not None and len(categories) != len(classes):
+        raise ValueError(
+            f'only {len(categories)} of the {len(classes)} classes of {name} are categories of {dataset.ann_file}; '
+            "set dataset.metainfo=dict(classes=(...)) to the file's names"
+        )
+    for path, module in model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        # The head of region proposals tells objects from background only.
+        if isinstance(count, int) and count != len(classes) and not path.endswith('rpn_head'):
+            raise ValueError(
+                f'{path or type(module).__name__} has num_classes={count}, but {name} has {len(classes)} classes '
+                f'({", ".join(map(str, list(classes)[:3]))}, ...)'
+            )

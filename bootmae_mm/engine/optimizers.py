@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -57,13 +58,20 @@ class GroupedOptimWrapperConstructor:
     Args:
         optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
         paramwise_cfg: ``no_decay``: names without decay, ``('pos_embed', 'cls_token')`` by default.
+
+    Raises:
+        ValueError: On an unknown option, or if nothing is to be trained.
     """
 
+    options: tuple[str, ...] = ('no_decay',)
+
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        options = dict(paramwise_cfg or {})
-        self.no_decay = tuple(options.pop('no_decay', ('pos_embed', 'cls_token')))
-        if options:
-            raise ValueError(f'unknown option {sorted(options)} in paramwise_cfg; there is no_decay')
+        given = dict(paramwise_cfg or {})
+        unknown = sorted(set(given) - set(self.options))
+        if unknown:
+            raise ValueError(f'unknown option {unknown} in paramwise_cfg; there is {", ".join(self.options)}')
+        self.paramwise_cfg = given
+        self.no_decay = tuple(given.get('no_decay', ('pos_embed', 'cls_token')))
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
 
@@ -71,17 +79,66 @@ class GroupedOptimWrapperConstructor:
         """Whether weight decay applies to a parameter."""
         return not (parameter.dim() <= 1 or name.endswith('.bias') or name.rsplit('.', 1)[-1] in self.no_decay)
 
+    def lr_scale(self, model: nn.Module, name: str) -> float:
+        """Factor of the learning rate of a parameter."""
+        return 1.0
+
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the wrapper for the trainable parameters of ``model``."""
         if is_model_wrapper(model):
             model = model.module
-        groups: dict[bool, list] = {True: [], False: []}
+        groups: dict[tuple[float, bool], list] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups[self.decays(name, parameter)].append(parameter)
-        params: list[dict] = [dict(params=groups[True]), dict(params=groups[False], weight_decay=0.0)]
-        for group, label in zip(params, ('with', 'without'), strict=True):
-            print_log(f'{len(group["params"])} parameters {label} weight decay', logger='current')
+                key = self.lr_scale(model, name), self.decays(name, parameter)
+                groups.setdefault(key, []).append(parameter)
+        if not groups:
+            raise ValueError('nothing to train: every parameter of the model is frozen')
+        params = []
+        for (scale, decays), parameters in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1])):
+            group: dict[str, Any] = dict(params=parameters)
+            if scale != 1.0:
+                group['lr'] = scale * self.optimizer_cfg['lr']
+            if not decays:
+                group['weight_decay'] = 0.0
+            params.append(group)
+            print_log(
+                f'{len(parameters)} parameters {"with" if decays else "without"} weight decay, lr x {scale:.4g}',
+                logger='current',
+            )
         optimizer = OPTIMIZERS.build(self.optimizer_cfg, default_args=dict(params=params))
         wrapper = {'type': 'OptimWrapper', **self.optim_wrapper_cfg}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=optimizer))
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
+    """Learning rates that fall from the head to the patch embedding: lr * decay ** (depth_max - depth).
+
+    Depth is 0 for the embedding, i + 1 for block i, and depth_max = number of blocks + 1 for all after the blocks: final
+    norm, neck, heads. For classifiers, ``EncoderDecoder``, ``MaskRCNN`` and any other model with
+    ``.backbone.get_layer_depth``; a bare backbone too. Source: BEiT (arXiv 2106.08254).
+
+    Args:
+        optim_wrapper_cfg: Config of the wrapper, with ``optimizer``.
+        paramwise_cfg: ``layer_decay_rate`` (needed), in (0, 1]; ``no_decay`` as in the base class.
+
+    Raises:
+        ValueError: On an unknown option, a rate outside (0, 1], or a model whose backbone has no depths.
+    """
+
+    options = ('layer_decay_rate', 'no_decay')
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        self.rate = self.paramwise_cfg.get('layer_decay_rate')
+        if not isinstance(self.rate, (int, float)) or not 0 < self.rate <= 1:
+            raise ValueError(f'layer_decay_rate in paramwise_cfg must be in (0, 1], but is {self.rate!r}')
+
+    def lr_scale(self, model: nn.Module, name: str) -> float:
+        """Factor of the learning rate of a parameter, from its depth."""
+        backbone, prefix = (model.backbone, 'backbone.') if hasattr(model, 'backbone') else (model, '')
+        if not hasattr(backbone, 'get_layer_depth'):
+            raise ValueError(f'{type(backbone).__name__} has no get_layer_depth, which layer decay needs')
+        depth, depths = backbone.get_layer_depth(name, prefix)
+        return float(self.rate ** (depths - 1 - depth))

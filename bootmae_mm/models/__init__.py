@@ -5,5 +5,14 @@ from .backbone import BootMAEViT
 from .heads import BootMAEFeatureHead, BootMAEPixelHead
 from .neck import BootMAENeck
 from .preprocessor import BootMAEDataPreprocessor
+from .pyramid import SimpleFeaturePyramid
 
-__all__ = ['BootMAE', 'BootMAEDataPreprocessor', 'BootMAEFeatureHead', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEViT']
+__all__ = [
+    'BootMAE',
+    'BootMAEDataPreprocessor',
+    'BootMAEFeatureHead',
+    'BootMAENeck',
+    'BootMAEPixelHead',
+    'BootMAEViT',
+    'SimpleFeaturePyramid',
+]

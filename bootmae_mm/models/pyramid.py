@@ -1,0 +1,90 @@
+"""Feature maps of several strides from the single one of a plain vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmpretrain.models.utils.norm import LayerNorm2d
+from torch import Tensor, nn
+
+from bootmae_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class SimpleFeaturePyramid(BaseModule):
+    """ViTDet's simple feature pyramid: every level is made from the last feature map alone.
+
+    Levels of 4, 2, 1 and 1/2 times its resolution (strides 4, 8, 16, 32 for patches of 16) by transposed convolutions or
+    pooling, each followed by a 1x1 and a 3x3 convolution with LayerNorm. Source: arXiv 2203.16527, section 3.
+
+    Args:
+        in_channels: Width of the backbone.
+        out_channels: Channels of every level.
+        scales: Resolution of the levels relative to the input, of 4, 2, 1, 0.5.
+        num_outs: Number of levels returned; those after ``scales`` are the last one at every second place (the pooled
+            level that RPN wants).
+        init_cfg: As for mmengine's ``BaseModule``; Kaiming-uniform convolutions by default.
+
+    Raises:
+        ValueError: On another scale, or a number of levels below that of the scales.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        scales: Sequence[float] = (4, 2, 1, 0.5),
+        num_outs: int = 5,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if num_outs < len(scales) or not scales:
+            raise ValueError(f'num_outs must be at least the number of scales {len(scales)} > 0, but is {num_outs}')
+        self.num_outs = num_outs
+        self.levels = nn.ModuleList()
+        for scale in scales:
+            layers, channels = self._rescale(scale, in_channels)
+            layers += [
+                nn.Conv2d(channels, out_channels, kernel_size=1, bias=False),
+                LayerNorm2d(out_channels),
+                nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+                LayerNorm2d(out_channels),
+            ]
+            self.levels.append(nn.Sequential(*layers))
+
+    @staticmethod
+    def _rescale(scale: float, channels: int) -> tuple[list[nn.Module], int]:
+        """Layers that change the resolution, and the channels after them."""
+        if scale == 4:
+            half, quarter = channels // 2, channels // 4
+            return [
+                nn.ConvTranspose2d(channels, half, kernel_size=2, stride=2),
+                LayerNorm2d(half),
+                nn.GELU(),
+                nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2),
+            ], quarter
+        if scale == 2:
+            return [nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2)], channels // 2
+        if scale == 1:
+            return [], channels
+        if scale == 0.5:
+            # A map of one row or column is kept instead of vanishing.
+            return [nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)], channels
+        raise ValueError(f'scales must be of 4, 2, 1 and 0.5, but one is {scale!r}')
+
+    def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Make the levels.
+
+        Args:
+            inputs: A feature map (B, C, H, W), or several, of which the last is used.
+
+        Returns:
+            ``num_outs`` maps (B, out_channels, ., .), finest first.
+        """
+        features = inputs if isinstance(inputs, Tensor) else inputs[-1]
+        outs = [level(features) for level in self.levels]
+        while len(outs) < self.num_outs:
+            outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
+        return tuple(outs)

@@ -1,0 +1,35 @@
+# Fine-tuning of ViT-B/16 on ImageNet-1K. Reported by the paper: 84.2 top-1.
+#   tools/dist_train.sh configs/cls/bootmae_vitb_ft_100e.py 8
+_base_ = [
+    '../_base_/models/classifier_vitb.py',
+    '../_base_/datasets/imagenet_cls.py',
+    '../_base_/schedules/finetune_100e.py',
+    '../_base_/runtime/cls.py',
+]
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+    dict(type='RandomFlip', prob=0.5),
+    # m9-mstd0.5-inc1
+    dict(
+        type='RandAugment',
+        policies='timm_increasing',
+        num_policies=2,
+        total_level=10,
+        magnitude_level=9,
+        magnitude_std=0.5,
+        hparams=dict(pad_val=[127, 127, 127], interpolation='bicubic'),
+    ),
+    # Filled with noise of the normalised images' mean and deviation.
+    dict(
+        type='RandomErasing',
+        erase_prob=0.25,
+        mode='rand',
+        min_area_ratio=0.02,
+        max_area_ratio=1 / 3,
+        fill_color=[127.5, 127.5, 127.5],
+        fill_std=[127.5, 127.5, 127.5],
+    ),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,0 +1,18 @@
+# Linear probe of ViT-B/16: block 10 of 12, frozen; mean of the patch tokens, LayerNorm, BatchNorm without affine
+# parameters, linear. Reported by the paper: 66.1 top-1.
+_base_ = [
+    '../_base_/models/classifier_vitb.py',
+    '../_base_/datasets/imagenet_cls.py',
+    '../_base_/schedules/linear_90e.py',
+    '../_base_/runtime/cls.py',
+]
+model = dict(
+    backbone=dict(out_indices=9, frozen_stages=12, drop_path_rate=0.0),
+    neck=dict(type='ClsBatchNormNeck', input_features=768),
+    head=dict(
+        loss=dict(_delete_=True, type='CrossEntropyLoss'),
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.01),
+    ),
+    train_cfg=None,
+)
+train_dataloader = dict(batch_size=1024)

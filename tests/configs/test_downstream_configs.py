@@ -1,0 +1,189 @@
+"""Every downstream config builds, holds METHOD's recipe, and with a tiny model trains and predicts."""
+
+import math
+
+import pytest
+import torch
+from mmengine import Config
+from mmengine.registry import DATASETS, HOOKS, METRICS, OPTIM_WRAPPERS, TRANSFORMS, VISUALIZERS, init_default_scope
+from mmengine.runner import Runner
+
+from bootmae_mm.engine.launch import check_classes
+from bootmae_mm.registry import MODELS
+from tests.conftest import ROOT, TINY_ARCH, build, tiny_config
+from tests.downstream import tiny, write_data
+
+CONFIGS = sorted(
+    path.relative_to(ROOT / 'configs').with_suffix('').as_posix()
+    for task in ('cls', 'seg', 'det')
+    for path in (ROOT / 'configs' / task).rglob('*.py')
+)
+FULL = [name for name in CONFIGS if 'digits' not in name]
+
+
+def read(name):
+    return Config.fromfile(ROOT / f'configs/{name}.py')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp('data'))
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_builds(name):
+    cfg = read(name)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model.backbone).__name__ == 'BootMAEViT'
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        assert DATASETS.get(cfg[loader].dataset.type) is not None
+        for transform in cfg[loader].dataset.pipeline:
+            assert TRANSFORMS.build(transform) is not None
+    for hook in (*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])):
+        assert HOOKS.build(hook) is not None
+    assert METRICS.get(cfg.test_evaluator.type) is not None
+    assert VISUALIZERS.get(cfg.visualizer.type) is not None
+    if 'optim_wrapper' in cfg:
+        assert OPTIM_WRAPPERS.get(cfg.optim_wrapper.type) is not None
+        last = cfg.param_scheduler[-1].end
+        assert last == cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters'))
+    assert len((ROOT / f'configs/{name}.py').read_text().splitlines()) < 50 or 'digits' in name
+
+
+def batch(cfg, gpus=8):
+    return gpus * cfg.train_dataloader.batch_size * cfg.optim_wrapper.get('accumulative_counts', 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'epochs', 'warmup', 'lr', 'size', 'decay', 'width'),
+    [
+        ('bootmae_vitb_ft_100e', 100, 20, 5e-3, 2048, 0.6, 768),
+        ('bootmae_vitl_ft_50e', 50, 5, 1.5e-3, 1024, 0.75, 1024),
+    ],
+)
+def test_fine_tuning_recipe(name, epochs, warmup, lr, size, decay, width):
+    cfg = read(f'cls/{name}')
+    assert cfg.train_cfg.max_epochs == epochs and batch(cfg) == size == cfg.auto_scale_lr.base_batch_size
+    warm, cosine = cfg.param_scheduler
+    assert (warm.begin, warm.end, cosine.begin, cosine.end) == (0, warmup, warmup, epochs)
+    wrapper = cfg.optim_wrapper
+    assert wrapper.optimizer.lr == lr and wrapper.optimizer.weight_decay == 0.05 and wrapper.dtype == 'bfloat16'
+    assert cosine.eta_min_ratio * lr == pytest.approx(1e-6)
+    assert wrapper.paramwise_cfg.layer_decay_rate == decay
+    backbone, head = cfg.model.backbone, cfg.model.head
+    assert backbone.drop_path_rate == 0.1 and backbone.out_type == 'avg_featmap' and not backbone.final_norm
+    assert head.in_channels == width and head.loss.label_smooth_val == 0.1
+    assert {item.type: item.alpha for item in cfg.model.train_cfg.augments} == dict(Mixup=0.8, CutMix=1.0)
+    pipeline = {item.type: item for item in cfg.train_dataloader.dataset.pipeline}
+    augment = pipeline['RandAugment']
+    assert (augment.policies, augment.magnitude_level, augment.magnitude_std) == ('timm_increasing', 9, 0.5)
+    assert pipeline['RandomErasing'].erase_prob == 0.25
+    (ema,) = cfg.custom_hooks
+    assert ema.type == 'EMAHook' and 1 - ema.momentum == pytest.approx(0.9998)
+
+
+@pytest.mark.parametrize(
+    ('name', 'epochs', 'base_lr', 'block', 'depth'),
+    [('bootmae_vitb_linear_90e', 90, 0.1, 10, 12), ('bootmae_vitl_linear_50e', 50, 0.07, 18, 24)],
+)
+def test_linear_probe_recipe(name, epochs, base_lr, block, depth):
+    cfg = read(f'cls/{name}')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert batch(cfg) == 16384 and cfg.train_cfg.max_epochs == epochs
+    assert optimizer.type == 'LARS' and optimizer.weight_decay == 0
+    assert optimizer.lr == pytest.approx(base_lr * 16384 / 256)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model)
+    assert model.backbone.out_indices == [block - 1] and model.backbone.num_layers == depth
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {'head.fc.weight', 'head.fc.bias'}
+    assert not model.neck.bn.affine
+    wrapper_cfg = dict(cfg.optim_wrapper, type='OptimWrapper')
+    wrapper_cfg.pop('dtype')
+    from mmengine.optim import build_optim_wrapper
+
+    groups = build_optim_wrapper(model, wrapper_cfg).optimizer.param_groups
+    excluded = [group.get('lars_exclude', False) for group in groups for p in group['params'] if p is model.head.fc.bias]
+    assert excluded == [True]
+
+
+def test_segmentation_recipe():
+    cfg = read('seg/bootmae_vitb_upernet_ade20k')
+    wrapper = cfg.optim_wrapper
+    assert cfg.train_cfg.max_iters == 160000 and batch(cfg) == 16 and wrapper.dtype == 'bfloat16'
+    assert (wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == (4e-4, 0.05)
+    assert wrapper.paramwise_cfg.layer_decay_rate == 0.65 and wrapper.clip_grad.max_norm == 3
+    warm, poly = cfg.param_scheduler
+    assert warm.end == poly.begin == 1500 and poly.type == 'PolyLR' and poly.end == 160000
+    backbone = cfg.model.backbone
+    assert tuple(backbone.out_indices) == (3, 5, 7, 11) and backbone.drop_path_rate == 0.1
+    assert backbone.layer_scale_init_value == 1 and backbone.rel_pos_bias and backbone.img_size == 512
+    assert cfg.model.decode_head.channels == 768 and cfg.model.auxiliary_head.type == 'FCNHead'
+    assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+    tta = read('seg/bootmae_vitb_upernet_ade20k_ms').test_dataloader.dataset.pipeline[-1].transforms
+    assert math.prod(map(len, tta)) == 12  # six scales, flipped or not
+
+
+def test_detection_recipes():
+    once = read('det/bootmae_vitb_mask_rcnn_1x_coco')
+    assert once.train_cfg.max_epochs == 12 and batch(once) == 16 and once.optim_wrapper.type == 'AmpOptimWrapper'
+    assert len(once.model.neck[0].get('rescales', [4, 2, 1, 0.5])) == 4 and not once.model.backbone.get('window_size')
+    vitdet = read('det/bootmae_vitb_vitdet_100e_coco')
+    wrapper, backbone = vitdet.optim_wrapper, vitdet.model.backbone
+    assert vitdet.train_cfg.max_epochs == 100 and batch(vitdet) == 64
+    assert (wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == (1e-4, 0.1)
+    assert wrapper.paramwise_cfg.layer_decay_rate == 0.7 and backbone.drop_path_rate == 0.1
+    assert backbone.window_size == 14 and len(backbone.global_blocks) == 4 and backbone.img_size == 1024
+    assert vitdet.model.neck.type == 'bootmae_mm.SimpleFeaturePyramid'
+    jitter = next(item for item in vitdet.train_dataloader.dataset.pipeline if item.type == 'RandomResize')
+    assert tuple(jitter.scale) == (1024, 1024) and tuple(jitter.ratio_range) == (0.1, 2.0)
+
+
+def checkpoint_for(cfg_arch_depth, path):
+    """A pretraining checkpoint of the tiny model: other size of images and all."""
+    arch = {**TINY_ARCH, 'num_layers': cfg_arch_depth}
+    patch = 8 if '_ft_' in path.name or '_linear_' in path.name or '_knn' in path.name else 16
+    backbone = dict(type='bootmae_mm.BootMAEViT', arch=arch, img_size=4 * patch, patch_size=patch)
+    model = build(tiny_config(backbone=backbone))
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=1)), path)
+    return path, model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FULL)
+def test_config_trains_and_predicts(name, data, tmp_path):
+    depth = 24 if 'vitl' in name else 12
+    path, pretrained = checkpoint_for(depth, tmp_path / f'{name.replace("/", "-")}.pth')
+    cfg = tiny(name, data[name.split('/')[0]], tmp_path / 'work', checkpoint=path)
+    if 'optim_wrapper' not in cfg:  # the kNN probe has nothing to train
+        cfg.train_dataloader = cfg.get('train_cfg')
+    runner = Runner.from_cfg(cfg)
+    model = runner.model
+    before = {}
+    if 'optim_wrapper' in cfg:
+        check_classes_of_this_data(runner, name)
+        original = runner.call_hook
+
+        def call_hook(point, **kwargs):
+            if point == 'before_train_epoch' and not before:
+                before.update({key: value.clone() for key, value in model.state_dict().items()})
+            return original(point, **kwargs)
+
+        runner.call_hook = call_hook
+        runner.train()
+        # The weights came from the checkpoint, and training moved those that are to be trained.
+        assert torch.equal(before['backbone.layers.3.attn.proj.weight'], pretrained.backbone.layers[3].attn.proj.weight)
+        moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+        frozen = 'linear' in name
+        assert ('backbone.layers.3.attn.proj.weight' in moved) != frozen
+        assert any('head' in key for key in moved)
+        assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
+        metrics = runner.test()
+        wanted = dict(cls='accuracy/top1', seg='mIoU', det='coco/segm_mAP')[name.split('/')[0]]
+        assert math.isfinite(metrics[wanted])
+
+
+def check_classes_of_this_data(runner, name):
+    check_classes(runner.model, runner.train_dataloader.dataset)
