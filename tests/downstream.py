@@ -19,8 +19,11 @@ SIZES = {
     256: 36,
     512: 64,
     1024: 80,
+    640: 80,
+    768: 96,
+    896: 112,
+    8192: 1024,
 }
-COCO_NAMES = None
 
 
 def write_data(root: Path) -> dict[str, Path]:
@@ -59,7 +62,7 @@ def shrink_sizes(node):
     if isinstance(node, tuple) and node in SIZES:
         return SIZES[node]
     if isinstance(node, (list, tuple)):
-        return [shrink_sizes(value) for value in node]
+        return type(node)(shrink_sizes(value) for value in node)
     return SIZES.get(node, node) if isinstance(node, int) else node
 
 
@@ -109,6 +112,7 @@ def tiny(name: str, data_root: Path, work_dir: Path, checkpoint: Path | None = N
             shrink(cfg.model[part], widths)
         for part in (cfg.model.rpn_head, cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
             part.in_channels = 16
+        cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained model is sure of nothing
     if task == 'cls':
         for part in ('neck', 'head'):
             shrink(cfg.model.get(part) or {}, {})

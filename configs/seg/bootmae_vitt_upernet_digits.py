@@ -28,8 +28,19 @@ model = dict(
         init_cfg=dict(checkpoint='work_dirs/demo/epoch_90.pth'),
     ),
     neck=dict(embed_dim=64),
-    decode_head=dict(in_channels=[64] * 4, channels=32, num_classes=11),
-    auxiliary_head=dict(in_channels=64, channels=32, num_classes=11),
+    # mmseg starts the classifier with a deviation of 0.01, out of which a head as narrow as this does not find in time.
+    decode_head=dict(
+        in_channels=[64] * 4,
+        channels=48,
+        num_classes=11,
+        init_cfg=dict(type='Normal', std=0.1, override=dict(name='conv_seg')),
+    ),
+    auxiliary_head=dict(
+        in_channels=64,
+        channels=48,
+        num_classes=11,
+        init_cfg=dict(type='Normal', std=0.1, override=dict(name='conv_seg')),
+    ),
     test_cfg=dict(_delete_=True, mode='whole'),
 )
 train_pipeline = [
