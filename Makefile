@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-upstream demo test test-fast test-upstream lint lock parity clean
+.PHONY: help install install-upstream demo demo-transfer test test-fast test-upstream lint lock parity clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -17,6 +17,9 @@ install-upstream:  ## the second environment alone
 
 demo: install  ## pretrain on real images for three minutes and show what was learnt
 	@$(BIN)/python tools/demo.py
+
+demo-transfer: install  ## fine-tune the demo's checkpoint for three tasks, against training from scratch
+	@$(BIN)/python tools/demo_transfer.py
 
 test: install  ## the whole test suite
 	@$(BIN)/python -m pytest

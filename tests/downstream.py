@@ -58,7 +58,9 @@ def write_data(root: Path) -> dict[str, Path]:
 def shrink_sizes(node):
     """Replace sizes in pixels throughout a pipeline."""
     if isinstance(node, dict):
-        return {key: value if key in ('num_classes', 'fill_color') else shrink_sizes(value) for key, value in node.items()}
+        return {
+            key: value if key in ('num_classes', 'fill_color') else shrink_sizes(value) for key, value in node.items()
+        }
     if isinstance(node, tuple) and node in SIZES:
         return SIZES[node]
     if isinstance(node, (list, tuple)):

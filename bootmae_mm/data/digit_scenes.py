@@ -20,7 +20,8 @@ CLASSES = ('background', *'0123456789')
 SPLITS = dict(training='train', validation='test')
 # Of the opacity of a pasted digit: above, its pixels; between, its soft edge, which carries no label.
 SOLID, VISIBLE = 0.5, 0.15
-# A digit that is hidden more than that is a crowd region for COCO (found or not, it does not count), unlabelled for ADE20K.
+# Of a digit less than this may be seen: then it is a crowd region for COCO (found or not, it does not count) and has no
+# label for ADE20K.
 LEAST_SEEN = 0.4
 
 
@@ -181,7 +182,7 @@ def write_scenes(
     """Write a data set; the same arguments give the same files.
 
     Layout: ``images/SPLIT/*.png`` and ``annotations/SPLIT/*.png`` as in ADE20K (0 is no label),
-    ``instances_SPLIT.json`` as in COCO, and ``digits/SPLIT/LABEL/*.png``, pieces around single digits for classification.
+    ``instances_SPLIT.json`` as in COCO, ``digits/SPLIT/LABEL/*.png`` with pieces around single digits to classify.
 
     Args:
         root: Folder to write to; must be empty or new.
@@ -226,9 +227,7 @@ def write_scenes(
             Image.fromarray(scene.segmentation).save(root / 'annotations' / split / name)
             images.append(dict(id=index + 1, file_name=name, height=size, width=size))
             for number, instance in enumerate(scene.instances):
-                annotations.append(
-                    dict(id=len(annotations) + 1, image_id=index + 1, **coco_annotation(instance))
-                )
+                annotations.append(dict(id=len(annotations) + 1, image_id=index + 1, **coco_annotation(instance)))
                 if instance.mask.sum() >= 0.6 * instance.area and not instance.hidden:
                     piece = root / 'digits' / split / str(instance.label) / f'{index:05d}_{number}.png'
                     crop_of(scene, instance, 32).save(piece)

@@ -92,7 +92,7 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
 
 
 def _replace_root(node: ConfigDict | list, old: str, new: str) -> None:
-    """Replace ``data_root`` wherever a nested dataset has the old one, and in the path of an evaluator's annotations."""
+    """Replace ``data_root`` wherever a nested dataset has the old one, and in the path of annotations."""
     if isinstance(node, dict):
         if node.get('data_root') == old:
             node['data_root'] = new

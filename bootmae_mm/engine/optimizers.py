@@ -115,8 +115,8 @@ class GroupedOptimWrapperConstructor:
 class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
     """Learning rates that fall from the head to the patch embedding: lr * decay ** (depth_max - depth).
 
-    Depth is 0 for the embedding, i + 1 for block i, and depth_max = number of blocks + 1 for all after the blocks: final
-    norm, neck, heads. For classifiers, ``EncoderDecoder``, ``MaskRCNN`` and any other model with
+    Depth is 0 for the embedding, i + 1 for block i, and depth_max = number of blocks + 1 for all after the blocks:
+    final norm, neck, heads. For classifiers, ``EncoderDecoder``, ``MaskRCNN`` and any other model with
     ``.backbone.get_layer_depth``; a bare backbone too. Source: BEiT (arXiv 2106.08254).
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,16 +31,16 @@ def pooled_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) 
     return torch.cat(features)
 
 
-def knn_accuracy(
+def knn_accuracies(
     train: Tensor,
     train_labels: Tensor,
     test: Tensor,
     test_labels: Tensor,
-    k: int = 10,
+    ks: Sequence[int] = (5, 10, 20),
     temperature: float = 0.07,
-    batch_size: int = 1024,
-) -> float:
-    """Accuracy of a weighted vote of the k nearest neighbours by cosine.
+    max_elements: int = 2**26,
+) -> dict[int, float]:
+    """Accuracy of a weighted vote of the k nearest neighbours by cosine, for several k at once.
 
     A neighbour's vote weighs exp(cosine / temperature). Source: the protocol of Wu et al. 2018 (arXiv 1805.01978).
 
@@ -47,27 +49,37 @@ def knn_accuracy(
         train_labels: (N,), int64.
         test: (K, D).
         test_labels: (K,), int64.
-        k: Number of neighbours, at most N.
+        ks: Numbers of neighbours, each at most N.
         temperature: See above.
-        batch_size: Test images at a time, so that no N x K matrix is made.
+        max_elements: Largest number of cosines at a time (a quarter of a GiB by default); never are there N x K.
 
     Returns:
-        Share of the test images that are right, in 0..1.
+        k -> share of the test images that are right, in 0..1.
 
     Raises:
-        ValueError: If k is not in 1..N.
+        ValueError: If a k is not in 1..N.
     """
-    if not 1 <= k <= len(train):
-        raise ValueError(f'k must be in 1..{len(train)}, but is {k}')
+    for k in ks:
+        if not 1 <= k <= len(train):
+            raise ValueError(f'k must be in 1..{len(train)}, but is {k}')
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
-    right = 0
+    right = dict.fromkeys(ks, 0)
+    batch_size = max(1, max_elements // len(train))
     for features, labels in zip(test.split(batch_size), test_labels.split(batch_size), strict=True):
-        cosine, nearest = (features @ train.T).topk(k, dim=1)
-        votes = torch.zeros(len(features), classes)
-        votes.scatter_add_(1, train_labels[nearest], (cosine / temperature).exp())
-        right += int((votes.argmax(dim=1) == labels).sum())
-    return right / len(test)
+        cosine, nearest = (features @ train.T).topk(max(ks), dim=1)
+        for k in ks:
+            votes = torch.zeros(len(features), classes, device=features.device)
+            votes.scatter_add_(1, train_labels[nearest[:, :k]], (cosine[:, :k] / temperature).exp())
+            right[k] += int((votes.argmax(dim=1) == labels).sum())
+    return {k: count / len(test) for k, count in right.items()}
+
+
+def knn_accuracy(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 10, temperature: float = 0.07
+) -> float:
+    """:func:`knn_accuracies` for one k."""
+    return knn_accuracies(train, train_labels, test, test_labels, (k,), temperature)[k]
 
 
 def linear_accuracy(

@@ -16,8 +16,8 @@ from bootmae_mm.registry import MODELS
 class SimpleFeaturePyramid(BaseModule):
     """ViTDet's simple feature pyramid: every level is made from the last feature map alone.
 
-    Levels of 4, 2, 1 and 1/2 times its resolution (strides 4, 8, 16, 32 for patches of 16) by transposed convolutions or
-    pooling, each followed by a 1x1 and a 3x3 convolution with LayerNorm. Source: arXiv 2203.16527, section 3.
+    Levels of 4, 2, 1 and 1/2 times its resolution (strides 4, 8, 16, 32 for patches of 16) by transposed convolutions
+    or pooling, each followed by a 1x1 and a 3x3 convolution with LayerNorm. Source: arXiv 2203.16527, section 3.
 
     Args:
         in_channels: Width of the backbone.

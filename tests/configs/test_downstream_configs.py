@@ -40,7 +40,9 @@ def data(tmp_path_factory):
 def test_config_builds(name):
     cfg = read(name)
     init_default_scope(cfg.default_scope)
-    VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name=name.replace('/', '-')))  # hooks ask for the current one
+    VISUALIZERS.build(
+        dict(cfg.visualizer, vis_backends=None, name=name.replace('/', '-'))
+    )  # hooks ask for the current one
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     assert type(model.backbone).__name__ == 'BootMAEViT'
@@ -111,7 +113,9 @@ def test_linear_probe_recipe(name, epochs, base_lr, block, depth):
     from mmengine.optim import build_optim_wrapper
 
     groups = build_optim_wrapper(model, wrapper_cfg).optimizer.param_groups
-    excluded = [group.get('lars_exclude', False) for group in groups for p in group['params'] if p is model.head.fc.bias]
+    excluded = [
+        group.get('lars_exclude', False) for group in groups for p in group['params'] if p is model.head.fc.bias
+    ]
     assert excluded == [True]
 
 

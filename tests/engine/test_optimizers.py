@@ -6,7 +6,11 @@ from mmengine import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
-from bootmae_mm.engine.optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor
+from bootmae_mm.engine.optimizers import (
+    AutocastOptimWrapper,
+    GroupedOptimWrapperConstructor,
+    LayerDecayOptimWrapperConstructor,
+)
 from tests.conftest import ROOT, build, tiny_config
 
 
@@ -92,3 +96,83 @@ def test_autocast_without_loss_scaling(model, batch):
         assert (batch['inputs'].flatten(1)[:, :24] @ torch.zeros(24, 2)).dtype == torch.float32
     with pytest.raises(ValueError, match='AmpOptimWrapper'):
         AutocastOptimWrapper(optimizer=wrapper.optimizer, dtype='float16')
+
+
+def depth_by_the_rule(name: str, layers: int) -> int:
+    """Depth of a parameter of a model with a backbone, read off its name."""
+    if not name.startswith('backbone.'):
+        return layers + 1
+    name = name[len('backbone.') :]
+    if name.startswith('layers.'):
+        return int(name.split('.')[1]) + 1
+    return 0 if name.split('.')[0] in ('cls_token', 'pos_embed', 'patch_embed') else layers + 1
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['cls/bootmae_vitb_ft_100e', 'seg/bootmae_vitb_upernet_ade20k', 'det/bootmae_vitb_vitdet_100e_coco'],
+    ids=['classifier', 'EncoderDecoder', 'MaskRCNN'],
+)
+def test_layer_decay_parameter_by_parameter(name, tmp_path):
+    from mmengine.registry import init_default_scope
+
+    from bootmae_mm.registry import MODELS
+    from tests.downstream import tiny
+
+    cfg = tiny(name, tmp_path, tmp_path)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    rate, lr, decay = 0.5, 0.1, 0.05
+    wrapper = LayerDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=lr, weight_decay=decay)), dict(layer_decay_rate=rate)
+    )(model)
+    groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group['params']}
+    seen = 0
+    for key, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert id(parameter) not in groups
+            continue
+        seen += 1
+        group = groups[id(parameter)]
+        assert group['lr'] == pytest.approx(lr * rate ** (13 - depth_by_the_rule(key, 12))), key
+        without = parameter.dim() == 1 or key.endswith('.bias') or key in ('backbone.pos_embed', 'backbone.cls_token')
+        assert group['weight_decay'] == (0.0 if without else decay), key
+    assert seen == len(groups) > 50
+    assert len(wrapper.optimizer.param_groups) <= 2 * 14
+    if 'seg' in name:
+        table = model.backbone.layers[0].attn.rel_pos_bias.relative_position_bias_table
+        assert groups[id(table)]['weight_decay'] == decay and groups[id(model.backbone.pos_embed)]['weight_decay'] == 0
+
+
+def test_layer_decay_of_a_bare_backbone(model):
+    wrapper = LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=1.0)), dict(layer_decay_rate=0.1))(
+        model.backbone
+    )
+    rates = {id(p): group['lr'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    assert rates[id(model.backbone.patch_embed.projection.weight)] == pytest.approx(1e-4)
+    assert rates[id(model.backbone.layers[2].ln1.weight)] == pytest.approx(0.1)
+    assert rates[id(model.backbone.ln1.weight)] == 1.0
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (None, 'must be in'),
+        (dict(layer_decay_rate=1.5), 'must be in'),
+        (dict(decay_rate=0.5), "unknown option .'decay_rate'"),
+    ],
+)
+def test_layer_decay_without_a_rate(options, message):
+    with pytest.raises(ValueError, match=message):
+        LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=1.0)), options)
+
+
+def test_layer_decay_needs_depths():
+    constructor = LayerDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='SGD', lr=1.0)), dict(layer_decay_rate=0.5)
+    )
+    with pytest.raises(ValueError, match='Linear has no get_layer_depth'):
+        constructor(torch.nn.Linear(2, 2))
+    frozen = torch.nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match='nothing to train'):
+        constructor(frozen)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bootmae_mm.evaluation import PretrainLoss, knn_accuracy, linear_accuracy, pooled_features
+from bootmae_mm.evaluation import PretrainLoss, knn_accuracies, knn_accuracy, linear_accuracy, pooled_features
 from tests.conftest import build, tiny_config
 
 
@@ -22,8 +22,11 @@ def test_knn_by_hand():
         for index in sorted(range(20), key=lambda i: -cosine[i])[:5]:
             votes[train_labels[index]] += np.exp(cosine[index] / 0.07)
         right += int(np.argmax(votes)) == label
-    for batch_size in (7, 100):
-        assert knn_accuracy(train, train_labels, test, test_labels, k=5, batch_size=batch_size) == right / 30
+    assert knn_accuracy(train, train_labels, test, test_labels, k=5) == right / 30
+    for elements in (1, 7 * 20, 10000):  # one test image at a time, seven, all
+        found = knn_accuracies(train, train_labels, test, test_labels, ks=(1, 5), max_elements=elements)
+        assert found[5] == right / 30
+        assert found[1] == knn_accuracy(train, train_labels, test, test_labels, k=1)
     with pytest.raises(ValueError, match='1..20'):
         knn_accuracy(train, train_labels, test, test_labels, k=21)
 

@@ -1,4 +1,4 @@
-# A folder for each class below data_root/train and data_root/val: ImageNet-1K, or your own images with other num_classes.
+# A folder for each class below data_root/train and data_root/val: ImageNet-1K, or your own (then set num_classes).
 data_root = 'data/imagenet'
 
 train_pipeline = [
@@ -21,9 +21,7 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(
-        type='bootmae_mm.LabelledFolder', data_root=data_root, data_prefix='train', pipeline=train_pipeline
-    ),
+    dataset=dict(type='bootmae_mm.LabelledFolder', data_root=data_root, data_prefix='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=256,

@@ -10,7 +10,7 @@ model = dict(
         drop_path_rate=0.1,
         out_type='avg_featmap',
         final_norm=False,
-        # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; from scratch: model.backbone.init_cfg=None
+        # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; none: model.backbone.init_cfg=None
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth', prefix='backbone.'),
     ),
     head=dict(

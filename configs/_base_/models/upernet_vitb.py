@@ -24,7 +24,7 @@ model = dict(
         rel_pos_bias=True,
         layer_scale_init_value=1.0,
         learn_pos_embed=True,
-        # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; from scratch: model.backbone.init_cfg=None
+        # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; none: model.backbone.init_cfg=None
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth', prefix='backbone.'),
     ),
     neck=dict(type='Feature2Pyramid', embed_dim=768, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),

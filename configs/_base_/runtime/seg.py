@@ -2,7 +2,8 @@ _base_ = './downstream.py'
 default_scope = 'mmseg'
 # draw=True writes predictions of the test set beside the ground truth.
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=16000), visualization=dict(type='SegVisualizationHook', draw=False)
+    checkpoint=dict(by_epoch=False, interval=16000, save_best='mIoU'),
+    visualization=dict(type='SegVisualizationHook', draw=False),
 )
 visualizer = dict(type='SegLocalVisualizer', vis_backends={{_base_.vis_backends}}, name='visualizer', alpha=0.5)
 log_processor = dict(by_epoch=False)

@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+"""Fine-tune the demo's checkpoint for classification, segmentation and detection, against the same runs from scratch.
+
+Needs nothing but `make install`: pretrains first (tools/demo.py) if there is no checkpoint, and makes its own data
+(tools/make_digit_scenes.py). Runs the toy heirs of the real configs through the real Runners, evaluates with the
+ecosystem's metrics, and leaves summary.json and a picture of predictions for each task in the work_dir.
+
+Example:
+    make demo-transfer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+if TYPE_CHECKING:  # imported where it is used, so that --help is quick
+    import numpy as np
+    from mmengine.runner import Runner
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = dict(
+    classification='cls/bootmae_vitt_digits_ft.py',
+    segmentation='seg/bootmae_vitt_upernet_digits.py',
+    detection='det/bootmae_vitt_mask_rcnn_digits.py',
+)
+# Key of a metric -> what it is called in the table.
+METRICS = dict(
+    classification={'accuracy/top1': 'accuracy'},
+    segmentation={'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'},
+    detection={
+        'coco/bbox_mAP': 'box AP',
+        'coco/bbox_mAP_50': 'box AP50',
+        'coco/segm_mAP': 'mask AP',
+        'coco/segm_mAP_50': 'mask AP50',
+    },
+)
+STARTS = ('pretrained', 'from scratch')
+PICTURES = 8
+SCALE = 2
+SURE = 0.3  # detections below this score are not drawn
+COUNTS = dict(training=800, validation=200)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--work-dir', default='work_dirs/demo-transfer', help='where results go')
+    parser.add_argument('--checkpoint', default='work_dirs/demo/epoch_90.pth', help='of make demo; made if missing')
+    parser.add_argument('--tasks', nargs='+', choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument('--quick', action='store_true', help='a few iterations only, to see that everything runs')
+    return parser.parse_args()
+
+
+def prepared(args: argparse.Namespace, work_dir: Path) -> Path:
+    """Make what is missing, the checkpoint and the scenes; return the folder of the scenes."""
+    if not Path(args.checkpoint).is_file():
+        if args.checkpoint != 'work_dirs/demo/epoch_90.pth':
+            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
+        print('No checkpoint yet: pretraining one as `make demo` does.', flush=True)
+        subprocess.run([sys.executable, str(ROOT / 'tools/demo.py')], check=True)
+    from mmengine.utils import ProgressBar
+
+    from bootmae_mm.data.digit_scenes import write_scenes
+
+    counts = dict(training=32, validation=8) if args.quick else COUNTS
+    scenes = work_dir / ('scenes_quick' if args.quick else 'scenes')
+    if not scenes.is_dir():
+        print('Making scenes of digits', flush=True)
+        part = scenes.with_suffix('.part')
+        shutil.rmtree(part, ignore_errors=True)
+        write_scenes(part, counts, done=ProgressBar(sum(counts.values())).update)
+        part.rename(scenes)
+        print()
+    return scenes
+
+
+def build_runner(task: str, start: str, scenes: Path, work_dir: Path, args: argparse.Namespace) -> Runner:
+    """The Runner of a task's toy config."""
+    from mmengine.runner import Runner
+
+    from bootmae_mm.engine.launch import prepare, read_config
+
+    cfg = read_config(
+        str(ROOT / 'configs' / CONFIGS[task]),
+        {'data_root': str(scenes)},
+        work_dir=str(work_dir / f'{task} {start}'.replace(' ', '_')),
+    )
+    cfg.model.backbone.init_cfg.checkpoint = args.checkpoint
+    if start == 'from scratch':
+        cfg.model.backbone.init_cfg = None
+    if args.quick:
+        if 'max_iters' in cfg.train_cfg:
+            cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = 2
+            cfg.default_hooks.checkpoint.interval = 2
+        else:
+            cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = 1
+        if task == 'detection':
+            cfg.model.test_cfg.rcnn.score_thr = 0.0
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    cfg.experiment_name = f'demo_transfer_{task}_{start}_{time.time_ns()}'.replace(' ', '_')
+    prepare(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def predictions(runner: Runner) -> list[tuple]:
+    """The first validation images (H, W, 3) uint8 RGB and their data samples with predictions."""
+    import torch
+    from mmengine.dataset import pseudo_collate
+    from PIL import Image
+
+    model, dataset = runner.model, runner.test_dataloader.dataset
+    model.train(False)
+    results = []
+    step = max(1, len(dataset) // PICTURES)
+    for index in list(range(0, len(dataset), step))[:PICTURES]:
+        with torch.no_grad():
+            sample = model.test_step(pseudo_collate([dataset[index]]))[0]
+        image = Image.open(dataset.get_data_info(index)['img_path']).convert('RGB')
+        results.append((image, sample))
+    return results
+
+
+def draw(task: str, results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
+    """A contact sheet: ground truth, and predictions of every start."""
+    draw_task = dict(classification=classified, segmentation=segmented, detection=detected)[task]
+    return draw_task(results, dataset)
+
+
+def enlarged(image: np.ndarray, scale: int = SCALE) -> np.ndarray:
+    """Every pixel as a square."""
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def classified(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
+    """Pieces with the name of their class, and what was predicted (with a cross where it is wrong)."""
+    import numpy as np
+
+    from bootmae_mm.visualization import contact_sheet, overlay_instances
+
+    names = dataset.metainfo['classes']
+
+    def row(items: list[tuple], text: Any) -> list[np.ndarray]:  # noqa: ANN401
+        return [
+            overlay_instances(
+                np.asarray(image),
+                np.zeros((1, 4)),
+                np.zeros((1, *image.size[::-1]), bool),
+                [text(sample)],
+                [(0, 0, 0)],
+                3,
+            )
+            for image, sample in items
+        ]
+
+    rows = {'ground truth': row(next(iter(results.values())), lambda s: names[int(s.gt_label)])}
+    for start, items in results.items():
+        rows[f'predicted, {start}'] = row(
+            items,
+            lambda s: names[int(s.pred_label)] + ('' if int(s.pred_label) == int(s.gt_label) else ' x'),
+        )
+    return contact_sheet(rows)
+
+
+def segmented(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
+    """Scenes, maps of classes, predicted maps."""
+    import numpy as np
+
+    from bootmae_mm.visualization import contact_sheet, overlay_map
+
+    palette = np.array(dataset.metainfo['palette'], np.uint8)
+    first = next(iter(results.values()))
+
+    def row(items: list[tuple], field: str) -> list[np.ndarray]:
+        return [
+            enlarged(overlay_map(np.asarray(image), getattr(sample, field).data[0].cpu().numpy(), palette, 0.8))
+            for image, sample in items
+        ]
+
+    rows = {'scene': [enlarged(np.asarray(image)) for image, _ in first], 'ground truth': row(first, 'gt_sem_seg')}
+    rows.update({f'predicted, {start}': row(items, 'pred_sem_seg') for start, items in results.items()})
+    return contact_sheet(rows)
+
+
+def detected(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
+    """Scenes with boxes, masks and classes, and predicted ones."""
+    import numpy as np
+
+    from bootmae_mm.visualization import contact_sheet, overlay_instances
+
+    names = dataset.metainfo['classes']
+    colours = [tuple(map(int, colour)) for colour in np.random.RandomState(3).randint(60, 255, (len(names), 3))]
+
+    def picture(image: Any, labels: Any, boxes: Any, masks: Any) -> np.ndarray:  # noqa: ANN401
+        return overlay_instances(
+            np.asarray(image), boxes, masks, [names[i] for i in labels], [colours[i] for i in labels], 2 * SCALE
+        )
+
+    def truth(image: Any, sample: Any) -> np.ndarray:  # noqa: ANN401
+        objects = sample.gt_instances
+        boxes = getattr(objects.bboxes, 'tensor', objects.bboxes).cpu().numpy()
+        return picture(image, objects.labels.tolist(), boxes, objects.masks.masks.astype(bool))
+
+    def predicted(image: Any, sample: Any) -> np.ndarray:  # noqa: ANN401
+        objects = sample.pred_instances
+        objects = objects[objects.scores >= SURE]
+        return picture(
+            image, objects.labels.tolist(), objects.bboxes.cpu().numpy(), objects.masks.cpu().numpy().astype(bool)
+        )
+
+    rows = {'ground truth': [truth(*item) for item in next(iter(results.values()))]}
+    for start, items in results.items():
+        rows[f'predicted, {start} (score of {SURE} or more)'] = [predicted(*item) for item in items]
+    return contact_sheet(rows)
+
+
+def table(summary: dict) -> str:
+    """Rows of results."""
+    lines = [f'{"":16}{"":16}' + ''.join(f'{start:>16}' for start in STARTS)]
+    for task, result in summary['tasks'].items():
+        for metric in METRICS[task].values():
+            values = ''.join(f'{result[start]["metrics"][metric]:15.1f}%' for start in STARTS)
+            lines.append(f'{task:16}{metric:16}{values}')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    args = parse_args()
+    begin = time.monotonic()
+    work_dir = Path(args.work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    from PIL import Image
+
+    try:
+        scenes = prepared(args, work_dir)
+        summary: dict = dict(checkpoint=args.checkpoint, scenes=dict(COUNTS), tasks={})
+        for task in args.tasks:
+            results, found = {}, {}
+            for start in STARTS:
+                print(f'\n{task}, {start}', flush=True)
+                runner = build_runner(task, start, scenes, work_dir, args)
+                runner.logger.setLevel(logging.INFO)
+                started = time.monotonic()
+                runner.train()
+                seconds = time.monotonic() - started
+                metrics = runner.test()
+                # mmdet's are shares of one, mmseg's and mmpretrain's are percentages.
+                factor = 100.0 if task == 'detection' else 1.0
+                found[start] = dict(
+                    metrics={name: round(factor * float(metrics[key]), 2) for key, name in METRICS[task].items()},
+                    training_seconds=round(seconds, 1),
+                )
+                results[start] = predictions(runner)
+            dataset = runner.test_dataloader.dataset
+            Image.fromarray(draw(task, results, dataset)).save(work_dir / f'{task}.png')
+            summary['tasks'][task] = dict(config=CONFIGS[task], picture=f'{task}.png', **found)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+    summary['seconds'] = round(time.monotonic() - begin, 1)
+    (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    here = os.path.relpath(work_dir)
+    print(
+        f"""
+Same data, schedule and seed; only the encoder's first weights differ.
+
+{table(summary)}
+
+{summary['seconds']:.0f} s in all
+  {here}/summary.json   the numbers above
+"""
+        + '\n'.join(f'  {here}/{result["picture"]}' for result in summary['tasks'].values())
+    )
+
+
+if __name__ == '__main__':
+    main()

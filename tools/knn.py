@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Probe an encoder with k nearest neighbours: cosine, votes weighted by exp(cosine / temperature).
+
+The features are what the config's model has after its neck; configs/cls/bootmae_vitb_knn.py takes the mean patch token.
+Takes checkpoints of pretraining (this project's, the authors', mmpretrain's MAE, timm's names) and fine-tuned ones.
+
+Example:
+    python tools/knn.py configs/cls/bootmae_vitb_knn.py work_dirs/bootmae_vitb/epoch_800.pth
+    python tools/knn.py CONFIG CHECKPOINT --prefix teacher. --cfg-options data_root=/your/images
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+if TYPE_CHECKING:  # imported where it is used, so that --help is quick
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader
+
+
+def features_of(model: nn.Module, loader: DataLoader, name: str) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and labels (N,) of a data set, on the model's device."""
+    import torch
+    from mmengine.utils import ProgressBar
+
+    features, labels = [], []
+    bar = ProgressBar(len(loader))
+    print(f' {name}', flush=True)
+    for batch in loader:
+        data = model.data_preprocessor(batch, training=False)
+        features.append(model.extract_feat(data['inputs'], stage='neck')[-1].float())
+        labels.extend(int(sample.gt_label) for sample in data['data_samples'])
+        bar.update()
+    print()
+    return torch.cat(features), torch.tensor(labels, device=features[0].device)
+
+
+def parse_args() -> argparse.Namespace:
+    from bootmae_mm.engine.launch import cfg_options_argument
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path or URL of the checkpoint')
+    parser.add_argument('--prefix', help="of the encoder's keys: backbone. (default) or teacher.")
+    parser.add_argument('--k', type=int, nargs='+', help="numbers of neighbours (default: the config's)")
+    parser.add_argument('--temperature', type=float, help="of the votes (default: the config's)")
+    parser.add_argument('--out', help='write the accuracies to this JSON file')
+    cfg_options_argument(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+    from mmengine.fileio import dump
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import Runner
+
+    from bootmae_mm.engine.launch import prepare, read_config
+    from bootmae_mm.evaluation import knn_accuracies
+    from bootmae_mm.registry import MODELS
+
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+        prepare(cfg)
+        init_default_scope(cfg.default_scope)
+        given = cfg.get('knn', {})
+        ks = tuple(args.k or given.get('k', (5, 10, 20)))
+        temperature = args.temperature or given.get('temperature', 0.07)
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.checkpoint, prefix=args.prefix)
+        model = MODELS.build(cfg.model)
+        model.backbone.init_weights()
+        model.to('cuda' if torch.cuda.is_available() else 'cpu')
+        model.train(False)
+        with torch.no_grad():
+            data = []
+            for name in ('train', 'test'):
+                # Every image once, in order: the loader of a training config shuffles and drops the last.
+                options = cfg[f'{name}_dataloader']
+                options.sampler = dict(type='DefaultSampler', shuffle=False)
+                options.drop_last = False
+                data += features_of(model, Runner.build_dataloader(options), name)
+            accuracies = knn_accuracies(*data, ks, temperature)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+    print(f'{len(data[0])} training images, {len(data[2])} test images, {data[0].shape[1]} features each')
+    for k, accuracy in accuracies.items():
+        print(f'k = {k:3}: {100 * accuracy:.2f} %')
+    if args.out:
+        dump({'train_images': len(data[0]), 'test_images': len(data[2]), 'accuracy': accuracies}, args.out)
+
+
+if __name__ == '__main__':
+    main()
