@@ -162,7 +162,7 @@ def classified(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # 
             for image, sample in items
         ]
 
-    rows = {'ground truth': row(next(iter(results.values())), lambda s: names[int(s.gt_label)])}
+    rows: dict = {'ground truth': row(next(iter(results.values())), lambda s: names[int(s.gt_label)])}
     for start, items in results.items():
         rows[f'predicted, {start}'] = row(
             items,
@@ -186,7 +186,10 @@ def segmented(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # n
             for image, sample in items
         ]
 
-    rows = {'scene': [enlarged(np.asarray(image)) for image, _ in first], 'ground truth': row(first, 'gt_sem_seg')}
+    rows: dict = {
+        'scene': [enlarged(np.asarray(image)) for image, _ in first],
+        'ground truth': row(first, 'gt_sem_seg'),
+    }
     rows.update({f'predicted, {start}': row(items, 'pred_sem_seg') for start, items in results.items()})
     return contact_sheet(rows)
 
@@ -217,7 +220,7 @@ def detected(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # no
             image, objects.labels.tolist(), objects.bboxes.cpu().numpy(), objects.masks.cpu().numpy().astype(bool)
         )
 
-    rows = {'ground truth': [truth(*item) for item in next(iter(results.values()))]}
+    rows: dict = {'ground truth': [truth(*item) for item in next(iter(results.values()))]}
     for start, items in results.items():
         rows[f'predicted, {start} (score of {SURE} or more)'] = [predicted(*item) for item in items]
     return contact_sheet(rows)

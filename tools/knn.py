@@ -26,7 +26,8 @@ def features_of(model: nn.Module, loader: DataLoader, name: str) -> tuple[Tensor
     import torch
     from mmengine.utils import ProgressBar
 
-    features, labels = [], []
+    features: list[Tensor] = []
+    labels: list[int] = []
     bar = ProgressBar(len(loader))
     print(f' {name}', flush=True)
     for batch in loader:
@@ -76,21 +77,22 @@ def main() -> None:
         model.to('cuda' if torch.cuda.is_available() else 'cpu')
         model.train(False)
         with torch.no_grad():
-            data = []
+            data = {}
             for name in ('train', 'test'):
                 # Every image once, in order: the loader of a training config shuffles and drops the last.
                 options = cfg[f'{name}_dataloader']
                 options.sampler = dict(type='DefaultSampler', shuffle=False)
                 options.drop_last = False
-                data += features_of(model, Runner.build_dataloader(options), name)
-            accuracies = knn_accuracies(*data, ks, temperature)
+                data[name] = features_of(model, Runner.build_dataloader(options), name)
+            accuracies = knn_accuracies(*data['train'], *data['test'], ks, temperature)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
-    print(f'{len(data[0])} training images, {len(data[2])} test images, {data[0].shape[1]} features each')
+    train, test = len(data['train'][1]), len(data['test'][1])
+    print(f'{train} training images, {test} test images, {data["train"][0].shape[1]} features each')
     for k, accuracy in accuracies.items():
         print(f'k = {k:3}: {100 * accuracy:.2f} %')
     if args.out:
-        dump({'train_images': len(data[0]), 'test_images': len(data[2]), 'accuracy': accuracies}, args.out)
+        dump({'train_images': train, 'test_images': test, 'accuracy': accuracies}, args.out)
 
 
 if __name__ == '__main__':

@@ -56,3 +56,9 @@ def check_requirements() -> None:
             low, high = distributions[name]
             if not _numbers(low) <= _numbers(version) < _numbers(high):
                 raise ImportError(f'bootmae_mm supports {name} >= {low}, < {high}, but {version} is installed')
+    transformers = _version('transformers')
+    if transformers is not None and _numbers(transformers) >= (5,) and _version('onedl-mmpretrain') is not None:
+        raise ImportError(
+            f'onedl-mmpretrain cannot be imported beside transformers {transformers}, though it does not need it: '
+            "pip install 'transformers<5', or uninstall it"
+        )

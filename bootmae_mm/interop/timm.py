@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .official import ENCODER, rename
@@ -37,3 +39,31 @@ def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"timm's vision transformer has no place for {name}")
         result[target] = value
     return result
+
+
+def timm_config(arch: dict, img_size: tuple[int, int], patch_size: int) -> dict[str, Any]:
+    """The content of ``config.json`` for ``timm.create_model('local-dir:FOLDER')``."""
+    return dict(
+        architecture='vit_base_patch16_224',
+        num_classes=0,
+        num_features=arch['embed_dims'],
+        global_pool='avg',
+        model_args=dict(
+            img_size=list(img_size),
+            patch_size=patch_size,
+            embed_dim=arch['embed_dims'],
+            depth=arch['num_layers'],
+            num_heads=arch['num_heads'],
+            mlp_ratio=arch['feedforward_channels'] / arch['embed_dims'],
+            # The final norm is applied to tokens, before any pooling.
+            fc_norm=False,
+        ),
+        pretrained_cfg=dict(
+            input_size=[3, *img_size],
+            interpolation='bicubic',
+            crop_pct=0.875,
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
+            num_classes=0,
+        ),
+    )

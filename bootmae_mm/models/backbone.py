@@ -216,7 +216,7 @@ class BootMAEViT(VisionTransformer):
         """
         x, grid = self.patch_embed(images)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + resize_pos_embed(
             self.pos_embed, self.grid_size, grid, self.interpolate_mode, num_extra_tokens=self.num_extra_tokens
         )

@@ -1,0 +1,135 @@
+"""Every export is loaded with the real library and gives the same features."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from bootmae_mm.interop.export import export, read_encoder
+from tests.conftest import TINY_ARCH, build, tiny_config
+from tests.interop.test_official import SIZES, official_checkpoint
+
+SQUARE = dict(type='bootmae_mm.BootMAEViT', arch=dict(TINY_ARCH), img_size=32, patch_size=8)
+
+
+def save(path, backbone=SQUARE):
+    """A checkpoint as a Runner writes it, with weights that are not at their initial values."""
+    config = tiny_config(backbone=dict(backbone))
+    model = build(config)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(cfg=f'model = {config!r}\n')), path)
+    return model
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    save(tmp_path / 'epoch_1.pth')
+    return read_encoder(tmp_path / 'epoch_1.pth')
+
+
+def close(found, wanted, share=1e-5):
+    """Within a share of the values' scale."""
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= share * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_timm(encoder, tmp_path):
+    timm = pytest.importorskip('timm')
+    folder = export(encoder, 'timm', tmp_path / 'timm', source='epoch_1.pth')
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    close(model.forward_features(images), encoder(images)[0])
+    assert tuple(timm.data.resolve_model_data_config(model)['mean']) == (0.5, 0.5, 0.5)
+    with safe_open(folder / 'model.safetensors', 'pt') as file:
+        assert file.metadata()['source'] == 'epoch_1.pth'
+    # Its names are those of timm's own ViT-B.
+    names = set(timm.create_model('vit_base_patch16_224', num_classes=0).state_dict())
+    assert set(model.state_dict()) == {
+        name for name in names if not name.startswith('blocks') or name[7] in '012' and name[8] == '.'
+    }
+
+
+@torch.no_grad()
+def test_timm_image_that_is_not_square(tmp_path):
+    timm = pytest.importorskip('timm')
+    save(tmp_path / 'x.pth', dict(SQUARE, img_size=(32, 48)))
+    encoder = read_encoder(tmp_path / 'x.pth', prefix='teacher.')
+    model = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "x")}', pretrained=True).eval()
+    images = torch.randn(1, 3, 32, 48)
+    close(model.forward_features(images), encoder(images)[0])
+
+
+@torch.no_grad()
+def test_huggingface(encoder, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    folder = export(encoder, 'hf', tmp_path / 'hf', source='epoch_1.pth')
+    model, info = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+    assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys']
+    images = torch.randn(2, 3, 32, 32)
+    close(model.eval()(images).last_hidden_state, encoder(images)[0])
+    preprocessor = json.loads((folder / 'preprocessor_config.json').read_text())
+    assert preprocessor['image_mean'] == preprocessor['image_std'] == [0.5, 0.5, 0.5]
+    picture = np.full((32, 32, 3), 255, np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    assert torch.as_tensor(np.asarray(processor(picture)['pixel_values'][0])).eq(1).all()
+
+
+@torch.no_grad()
+def test_mmpretrain(encoder, tmp_path):
+    from mmpretrain.models import VisionTransformer
+
+    file = export(encoder, 'mmpretrain', tmp_path / 'mm', source='epoch_1.pth')
+    model = VisionTransformer(
+        arch=dict(TINY_ARCH),
+        img_size=32,
+        patch_size=8,
+        out_type='raw',
+        init_cfg=dict(type='Pretrained', checkpoint=str(file), prefix='backbone.'),
+    )
+    model.init_weights()
+    model.eval()
+    images = torch.randn(2, 3, 32, 32)
+    close(model(images)[0], encoder(images)[0])
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore')
+def test_onnx_with_any_batch(encoder, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    runtime = pytest.importorskip('onnxruntime')
+    file = export(encoder, 'onnx', tmp_path / 'onnx', source='epoch_1.pth')
+    session = runtime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, 32, 32)
+        (tokens,) = session.run(None, dict(images=images.numpy()))
+        close(torch.from_numpy(tokens), encoder(images)[0], share=1e-4)
+    metadata = {item.key: item.value for item in onnx.load(file).metadata_props}
+    assert metadata['source'] == 'epoch_1.pth'
+
+
+def test_the_authors_checkpoint_with_a_config(tmp_path, run_tool):
+    shape, backbone = SIZES['tiny']
+    torch.save(official_checkpoint(**shape), tmp_path / 'theirs.pth')
+    config = tmp_path / 'config.py'
+    config.write_text(f"model = dict(backbone=dict(type='bootmae_mm.BootMAEViT', **{backbone!r}))\n")
+    status, out, message = run_tool(
+        'export.py', tmp_path / 'theirs.pth', '--to', 'timm', '--config', config, '--prefix', 'teacher.'
+    )
+    assert status == 0, message
+    assert (tmp_path / 'theirs_timm/model.safetensors').is_file() and 'theirs_timm' in out
+    status, _, message = run_tool('export.py', tmp_path / 'theirs.pth', '--to', 'hf')
+    assert status == 1 and 'holds no config; name one with --config' in message
+
+
+def test_what_cannot_be_exported(tmp_path, run_tool):
+    seg = dict(SQUARE, layer_scale_init_value=1.0)
+    config = tiny_config(backbone=seg)
+    torch.save(dict(state_dict=build(config).state_dict(), meta=dict(cfg=f'model = {config!r}\n')), tmp_path / 'x.pth')
+    status, _, message = run_tool('export.py', tmp_path / 'x.pth', '--to', 'timm')
+    assert status == 1 and 'layer scale or relative-position bias (layers.0.attn.gamma1.weight)' in message
+    status, _, message = run_tool('export.py', tmp_path / 'none.pth', '--to', 'timm')
+    assert status == 1 and 'no checkpoint' in message
+    with pytest.raises(ValueError, match='unknown target'):
+        export(None, 'jax', tmp_path, '')

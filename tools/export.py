@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Write a pretrained encoder for timm, Hugging Face's transformers, mmpretrain or ONNX.
+
+  timm        a folder for timm.create_model('local-dir:FOLDER')
+  hf          a folder for transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)
+  mmpretrain  a checkpoint for init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone.') of VisionTransformer
+  onnx        a file: images (batch, 3, H, W), normalised with mean = std = 0.5 -> tokens (batch, 1 + L, D)
+
+Examples:
+    python tools/export.py work_dirs/bootmae_vitb/epoch_800.pth --to hf --out exports/bootmae_vitb
+    python tools/export.py checkpoint-799.pth --config configs/pretrain/bootmae_vitb.py --to timm
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='path or URL of the checkpoint')
+    parser.add_argument('--to', choices=['timm', 'hf', 'mmpretrain', 'onnx'], required=True, help='what to write')
+    parser.add_argument('--out', help='folder to write to (default: beside the checkpoint, NAME_TO)')
+    parser.add_argument('--config', help='config of the encoder; needed if the checkpoint holds none')
+    parser.add_argument('--prefix', help="of the encoder's keys: backbone. (default) or teacher.")
+    args = parser.parse_args()
+
+    from bootmae_mm.interop.export import export, read_encoder
+
+    path = Path(args.checkpoint)
+    out = args.out or path.with_name(f'{path.stem}_{args.to}')
+    try:
+        encoder = read_encoder(args.checkpoint, args.config, args.prefix)
+        written = export(encoder, args.to, out, source=path.name)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+    except ImportError as error:
+        raise SystemExit(f'error: {error.name} is needed for --to {args.to}: pip install {error.name}') from error
+    arch = encoder.arch_settings
+    print(f'{arch["num_layers"]} blocks, {arch["embed_dims"]} wide, images of {encoder.img_size} -> {written}')
+
+
+if __name__ == '__main__':
+    main()
