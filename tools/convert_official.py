@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert pretraining checkpoints of the authors (LightDXY/BootMAE) to this project's form, and back.
+"""Convert checkpoints of the authors (LightDXY/BootMAE) to this project's form, and those of pretraining back.
 
 Theirs hold `model`, `model_ema` and an argparse Namespace. Files are read without running code from them. What this
 project has no use for (decoders of model_ema, optimizer, arguments) is kept, so that the way back is exact.
@@ -7,6 +7,7 @@ project has no use for (decoders of model_ema, optimizer, arguments) is kept, so
 Examples:
     python tools/convert_official.py checkpoint-799.pth bootmae_vitb.pth
     python tools/convert_official.py bootmae_vitb.pth checkpoint-799.pth --to official
+    python tools/convert_official.py BootMAE_Base_800_UperNet.pth upernet.pth    (for configs/seg)
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ def main() -> None:
 
     from bootmae_mm.interop.checkpoint import load_file
     from bootmae_mm.interop.official import to_official, to_project
+    from bootmae_mm.interop.segmentation import is_official_segmentation, segmentation_to_project
 
     try:
-        conversion = (to_project if args.to == 'project' else to_official)(load_file(args.source))
+        checkpoint = load_file(args.source)
+        if args.to == 'official':
+            convert = to_official
+        else:
+            convert = segmentation_to_project if is_official_segmentation(checkpoint) else to_project
+        conversion = convert(checkpoint)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     target = Path(args.target)

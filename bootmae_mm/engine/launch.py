@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.fileio import load
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -206,14 +208,37 @@ def check_loader(runner: Runner) -> None:
     """Check that there is at least one batch to train on.
 
     Raises:
-        ValueError: If all images together are less than one batch.
+        ValueError: If all images together are less than one batch, or none has an object of the dataset's classes.
     """
-    loader = runner.train_dataloader
+    try:
+        loader = runner.train_dataloader
+    except ValueError as error:
+        _explain_empty_coco(runner.cfg.train_dataloader.dataset, error)
+        raise
     if len(loader) == 0:
         raise ValueError(
             f'{len(loader.dataset)} images are less than one batch of {loader.batch_size} for each of '
             f'{runner.world_size} processes; set train_dataloader.batch_size lower'
         )
+
+
+def _explain_empty_coco(dataset: ConfigDict, error: ValueError) -> None:
+    """Say so if a COCO file has none of the classes, at which mmdet ends in the middle of a concatenation."""
+    while 'dataset' in dataset:  # RepeatDataset and the like
+        dataset = dataset['dataset']
+    path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    if path.suffix != '.json' or not path.is_file():
+        return
+    names = [category['name'] for category in load(path).get('categories', [])]
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        known = getattr(registry.get(dataset['type']), 'METAINFO', {})
+    classes = (dataset.get('metainfo') or known).get('classes', ())
+    if not set(classes) & set(names):
+        raise ValueError(
+            f'none of the {len(classes)} classes of {dataset["type"]} ({", ".join(map(str, list(classes)[:3]))}, ...) '
+            f'is a category of {path} ({", ".join(names[:3])}, ...); '
+            "set dataset.metainfo=dict(classes=(...)) to the file's names"
+        ) from error
 
 
 def check_classes(model: nn.Module, dataset: Dataset) -> None:
@@ -243,8 +268,8 @@ def check_classes(model: nn.Module, dataset: Dataset) -> None:
     for path, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
         # The head of region proposals tells objects from background only.
-        if isinstance(count, int) and count != len(classes) and not path.endswith('rpn_head'):
+        if path and isinstance(count, int) and count != len(classes) and not path.endswith('rpn_head'):
             raise ValueError(
-                f'{path or type(module).__name__} has num_classes={count}, but {name} has {len(classes)} classes '
+                f'{path} has num_classes={count}, but {name} has {len(classes)} classes '
                 f'({", ".join(map(str, list(classes)[:3]))}, ...)'
             )
