@@ -1,13 +1,12 @@
 """Data: datasets, samplers, transforms, masks."""
 
 from .datasets import Digits, ImageFolder
-from .labelled import CheckSegmentation, LabelledFolder
+from .labelled import LabelledFolder
 from .masking import MaskSampling
 from .samplers import SeededSampler
 from .transforms import LoadRGB, PackImage, RandomShift, collate
 
 __all__ = [
-    'CheckSegmentation',
     'Digits',
     'ImageFolder',
     'LabelledFolder',

@@ -1,11 +1,12 @@
 """The engine: schedules, hooks, optimizers."""
 
-from .hooks import BootMAEEMAHook, CurvesHook, FeatureWeightHook, MonitorHook, ReconstructionHook
+from .hooks import BootMAEEMAHook, CheckSegmentationHook, CurvesHook, FeatureWeightHook, MonitorHook, ReconstructionHook
 from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor, LayerDecayOptimWrapperConstructor
 
 __all__ = [
     'AutocastOptimWrapper',
     'BootMAEEMAHook',
+    'CheckSegmentationHook',
     'CurvesHook',
     'FeatureWeightHook',
     'GroupedOptimWrapperConstructor',

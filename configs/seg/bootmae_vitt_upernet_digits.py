@@ -46,7 +46,6 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='bootmae_mm.CheckSegmentation', num_classes=11),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bootmae_mm.data import CheckSegmentation, LabelledFolder
+from bootmae_mm.data import LabelledFolder
 
 
 @pytest.fixture
@@ -37,11 +37,3 @@ def test_a_share_of_the_labels_of_each_class(folder):
 def test_impossible_shares(folder, share):
     with pytest.raises(ValueError, match='label_share must be in'):
         labels(folder, label_share=share)
-
-
-def test_a_map_with_an_id_out_of_range():
-    check = CheckSegmentation(num_classes=3)
-    good = dict(gt_seg_map=np.array([[0, 1], [2, 255]], np.uint8))
-    assert check(good) is good
-    with pytest.raises(ValueError, match=r'b.png has ids \[3, 254\], but there are 3 classes'):
-        check(dict(gt_seg_map=np.array([[0, 3], [254, 255]], np.uint8), seg_map_path='b.png'))

@@ -2,6 +2,14 @@
 
 from .monitor import MonitorHook
 from .pictures import CurvesHook, ReconstructionHook
+from .segmentation import CheckSegmentationHook
 from .teacher import BootMAEEMAHook, FeatureWeightHook
 
-__all__ = ['BootMAEEMAHook', 'CurvesHook', 'FeatureWeightHook', 'MonitorHook', 'ReconstructionHook']
+__all__ = [
+    'CheckSegmentationHook',
+    'BootMAEEMAHook',
+    'CurvesHook',
+    'FeatureWeightHook',
+    'MonitorHook',
+    'ReconstructionHook',
+]
