@@ -34,6 +34,6 @@ class CheckSegmentationHook(Hook):
             wrong = [i for i in ids if i >= classes and i != self.ignore_index]
             if wrong:
                 raise ValueError(
-                    f'{sample.seg_map_path} has ids {wrong[:5]}, but there are {classes} classes (0..{classes - 1}, and '
-                    f'{self.ignore_index} for no label); check the classes of the data set and reduce_zero_label'
+                    f'{sample.seg_map_path} has ids {wrong[:5]}, but there are {classes} classes (0..{classes - 1}, '
+                    f'and {self.ignore_index} for no label); check the classes of the data set and reduce_zero_label'
                 )
