@@ -10,6 +10,8 @@ SUPPORTED = {
     'mmcv': {'onedl-mmcv': ('2.3.6', '2.4'), 'mmcv': ('2.1.0', '2.3'), 'mmcv-lite': ('2.1.0', '2.3')},
     'mmpretrain': {'onedl-mmpretrain': ('1.3.6', '1.4'), 'mmpretrain': ('1.2.0', '1.3')},
 }
+# Its language models import names that transformers has removed since; the versions are those in which that was seen.
+BREAKS_BESIDE_TRANSFORMERS = {'onedl-mmpretrain': '5', 'mmpretrain': '4.57'}
 INSTALL = "pip install 'bootmae_mm[onedl]' (maintained distributions) or 'bootmae_mm[openmmlab]' (the original ones)"
 
 
@@ -57,8 +59,9 @@ def check_requirements() -> None:
             if not _numbers(low) <= _numbers(version) < _numbers(high):
                 raise ImportError(f'bootmae_mm supports {name} >= {low}, < {high}, but {version} is installed')
     transformers = _version('transformers')
-    if transformers is not None and _numbers(transformers) >= (5,) and _version('onedl-mmpretrain') is not None:
-        raise ImportError(
-            f'onedl-mmpretrain cannot be imported beside transformers {transformers}, though it does not need it: '
-            "pip install 'transformers<5', or uninstall it"
-        )
+    for name, too_new in BREAKS_BESIDE_TRANSFORMERS.items():
+        if transformers is not None and _numbers(transformers) >= _numbers(too_new) and _version(name) is not None:
+            raise ImportError(
+                f'{name} cannot be imported beside transformers {transformers}, though it does not need it: '
+                f"pip install 'transformers<{too_new}', or uninstall transformers"
+            )

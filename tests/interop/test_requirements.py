@@ -27,7 +27,8 @@ def test_both_families_pass(monkeypatch, versions):
         ({**ONEDL, 'mmengine': '0.10.7'}, 'onedl-mmengine and mmengine are both installed'),
         ({**ONEDL, 'onedl-mmpretrain': '1.4.0'}, 'supports onedl-mmpretrain >= 1.3.6, < 1.4, but 1.4.0'),
         ({**UPSTREAM, 'mmcv-lite': '2.0.1'}, 'mmcv-lite >= 2.1.0'),
-        ({**ONEDL, 'transformers': '5.1.0'}, 'cannot be imported beside transformers 5.1.0'),
+        ({**ONEDL, 'transformers': '5.1.0'}, 'onedl-mmpretrain cannot be imported beside transformers 5.1.0'),
+        ({**UPSTREAM, 'transformers': '4.57.6'}, "'transformers<4.57', or uninstall"),
     ],
 )
 def test_one_clear_line(monkeypatch, versions, message):
