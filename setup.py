@@ -57,7 +57,8 @@ setup(
         'openmmlab': OPENMMLAB,
         'openmmlab-downstream': OPENMMLAB + ['mmsegmentation>=1.2.2,<1.3', 'mmdet>=3.3.0,<3.4', 'ftfy', 'regex'],
         'demo': ['scikit-learn'],
-        'test': ['pytest', 'safetensors', 'scikit-learn'],
+        'export': ['safetensors', 'onnx'],
+        'test': ['pytest', 'safetensors', 'scikit-learn', 'onnx', 'onnxruntime', 'timm'],
     },
     zip_safe=False,
 )

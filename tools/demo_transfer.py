@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepared(args: argparse.Namespace, work_dir: Path) -> Path:
+def prepared(args: argparse.Namespace, work_dir: Path, counts: dict[str, int]) -> Path:
     """Make what is missing, the checkpoint and the scenes; return the folder of the scenes."""
     if not Path(args.checkpoint).is_file():
         if args.checkpoint != 'work_dirs/demo/epoch_90.pth':
@@ -72,7 +72,6 @@ def prepared(args: argparse.Namespace, work_dir: Path) -> Path:
 
     from bootmae_mm.data.digit_scenes import write_scenes
 
-    counts = dict(training=32, validation=8) if args.quick else COUNTS
     scenes = work_dir / ('scenes_quick' if args.quick else 'scenes')
     if not scenes.is_dir():
         print('Making scenes of digits', flush=True)
@@ -244,8 +243,9 @@ def main() -> None:
     from PIL import Image
 
     try:
-        scenes = prepared(args, work_dir)
-        summary: dict = dict(checkpoint=args.checkpoint, scenes=dict(COUNTS), tasks={})
+        counts = dict(training=32, validation=8) if args.quick else COUNTS
+        scenes = prepared(args, work_dir, counts)
+        summary: dict = dict(checkpoint=args.checkpoint, scenes=counts, tasks={})
         for task in args.tasks:
             results, found = {}, {}
             for start in STARTS:

@@ -205,37 +205,39 @@ def write_scenes(
         raise ValueError(f'counts must be positive, of {", ".join(SPLITS)}, but are {counts}')
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f'{root} is not empty')
-    summary = {}
-    for split, count in counts.items():
-        source = Digits(split=SPLITS[split], img_size=32, pipeline=[])
-        samples = [source.get_data_info(index) for index in range(len(source))]
-        digits = np.stack([sample['img'][:, :, 0] for sample in samples])
-        labels = np.array([sample['gt_label'] for sample in samples])
-        for label in range(10):
-            (root / 'digits' / split / str(label)).mkdir(parents=True)
-        for folder in ('images', 'annotations'):
-            (root / folder / split).mkdir(parents=True)
-        images: list[dict] = []
-        annotations: list[dict] = []
-        pieces = 0
-        for index in range(count):
-            # One source of choices for each scene: the first ones stay the same when there are more.
-            rng = np.random.RandomState([seed, list(SPLITS).index(split), index])
-            scene = make_scene(digits, labels, rng, size)
-            name = f'{split}_{index:05d}.png'
-            Image.fromarray(scene.image).save(root / 'images' / split / name)
-            Image.fromarray(scene.segmentation).save(root / 'annotations' / split / name)
-            images.append(dict(id=index + 1, file_name=name, height=size, width=size))
-            for number, instance in enumerate(scene.instances):
-                annotations.append(dict(id=len(annotations) + 1, image_id=index + 1, **coco_annotation(instance)))
-                if instance.mask.sum() >= 0.6 * instance.area and not instance.hidden:
-                    piece = root / 'digits' / split / str(instance.label) / f'{index:05d}_{number}.png'
-                    crop_of(scene, instance, 32).save(piece)
-                    pieces += 1
-            done()
-        categories = [dict(id=label + 1, name=str(label)) for label in range(10)]
-        text = json.dumps(dict(images=images, annotations=annotations, categories=categories))
-        (root / f'instances_{split}.json').write_text(text)
-        hidden = sum(annotation['iscrowd'] for annotation in annotations)
-        summary[split] = dict(images=count, digits=len(annotations), hidden=hidden, pieces=pieces)
-    return summary
+    return {split: _write_split(root, split, count, size, seed, done) for split, count in counts.items()}
+
+
+def _write_split(
+    root: Path, split: str, count: int, size: int, seed: int, done: Callable[[], object]
+) -> dict[str, int]:
+    """Write the scenes of one split; return its numbers."""
+    source = Digits(split=SPLITS[split], img_size=32, pipeline=[])
+    samples = [source.get_data_info(index) for index in range(len(source))]
+    digits = np.stack([sample['img'][:, :, 0] for sample in samples])
+    labels = np.array([sample['gt_label'] for sample in samples])
+    for folder in (f'images/{split}', f'annotations/{split}', *(f'digits/{split}/{label}' for label in range(10))):
+        (root / folder).mkdir(parents=True)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    pieces = 0
+    for index in range(count):
+        # One source of choices for each scene: the first ones stay the same when there are more.
+        rng = np.random.RandomState([seed, list(SPLITS).index(split), index])
+        scene = make_scene(digits, labels, rng, size)
+        name = f'{split}_{index:05d}.png'
+        Image.fromarray(scene.image).save(root / 'images' / split / name)
+        Image.fromarray(scene.segmentation).save(root / 'annotations' / split / name)
+        images.append(dict(id=index + 1, file_name=name, height=size, width=size))
+        for number, instance in enumerate(scene.instances):
+            annotations.append(dict(id=len(annotations) + 1, image_id=index + 1, **coco_annotation(instance)))
+            if instance.mask.sum() >= 0.6 * instance.area and not instance.hidden:
+                piece = root / 'digits' / split / str(instance.label) / f'{index:05d}_{number}.png'
+                crop_of(scene, instance, 32).save(piece)
+                pieces += 1
+        done()
+    categories = [dict(id=label + 1, name=str(label)) for label in range(10)]
+    text = json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    (root / f'instances_{split}.json').write_text(text)
+    hidden = sum(annotation['iscrowd'] for annotation in annotations)
+    return dict(images=count, digits=len(annotations), hidden=hidden, pieces=pieces)

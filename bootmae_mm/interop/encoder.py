@@ -119,6 +119,7 @@ def load_encoder(
         raise ValueError(f'min_share must be in [0, 1], but is {min_share}')
     state = encoder_state(checkpoint, prefix)
     wanted = encoder.state_dict()
+    may_be_fresh = encoder.fresh_weights
     report = LoadReport(str(checkpoint))
     if resize:
         report.resized = _fit_positions(encoder, state, grid)
@@ -127,7 +128,7 @@ def load_encoder(
         if name in state and state[name].shape == value.shape:
             report.loaded.append(name)
             continue
-        (report.fresh if name in encoder.fresh_weights and name not in state else report.missing).append(name)
+        (report.fresh if name in may_be_fresh and name not in state else report.missing).append(name)
         if name in state:
             wrong.append(f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}')
     report.unused = sorted(set(state) - set(wanted))
@@ -154,7 +155,8 @@ def _fit_positions(encoder: BootMAEViT, state: dict[str, Tensor], grid: tuple[in
     wanted = encoder.state_dict()
     resized = []
     embed = state.get('pos_embed')
-    if embed is not None and embed.dim() == 3 and embed.shape != wanted['pos_embed'].shape:
+    # The same number of patches may still be another grid, which only the caller knows.
+    if embed is not None and embed.dim() == 3 and (grid or embed.shape != wanted['pos_embed'].shape):
         extra = encoder.num_extra_tokens
         if not extra and 'cls_token' in state:
             embed = embed[:, 1:]

@@ -88,6 +88,15 @@ def test_a_grid_that_is_not_square_must_be_named(tmp_path):
     torch.testing.assert_close(encoder.pos_embed, resize_pos_embed(model.backbone.pos_embed, (4, 6), (8, 8)))
 
 
+def test_a_named_grid_counts_where_the_number_of_patches_is_the_same(tmp_path):
+    model = build(tiny_config())  # 4 x 6 patches
+    torch.save(model.state_dict(), tmp_path / 'x.pth')
+    encoder = vit(img_size=(48, 32))  # 6 x 4
+    report = load_encoder(encoder, tmp_path / 'x.pth', grid=(4, 6))
+    assert report.resized == ['pos_embed']
+    torch.testing.assert_close(encoder.pos_embed, resize_pos_embed(model.backbone.pos_embed, (4, 6), (6, 4)))
+
+
 def test_tables_of_relative_positions_are_resized(tmp_path):
     small = vit(rel_pos_bias=True)
     for layer in small.layers:

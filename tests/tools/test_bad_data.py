@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from bootmae_mm.data.digit_scenes import write_scenes
+from bootmae_mm.engine.launch import read_config
 from tests.conftest import ROOT
 
 
@@ -128,6 +130,10 @@ def test_images_without_objects_are_left_out_in_training_and_kept_in_evaluation(
         path.write_text(json.dumps(content))
     status, found = train(DET, scenes)
     assert status == 0, found
+    cfg = read_config(str(ROOT / f'configs/{DET}.py'), {'data_root': str(scenes)})
+    with DATASETS.switch_scope_and_registry('mmdet') as registry:
+        sizes = [len(registry.build(cfg[f'{name}_dataloader'].dataset)) for name in ('train', 'val')]
+    assert sizes == [7, 1]  # of 8 and 1
 
 
 def test_a_map_without_labels_is_trained_on(train, scenes):

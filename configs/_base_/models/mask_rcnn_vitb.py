@@ -18,7 +18,7 @@ model = dict(
         out_type='featmap',
         out_indices=(3, 5, 7, 11),
         final_norm=False,
-        # Saves memory at a third more time: --cfg-options model.backbone.with_cp=True
+        # Saves memory for time: --cfg-options model.backbone.with_cp=True
         with_cp=False,
         # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; none: model.backbone.init_cfg=None
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth', prefix='backbone.'),

@@ -1,3 +1,4 @@
+_base_ = './default.py'
 default_scope = 'mmpretrain'
 
 default_hooks = dict(
@@ -15,18 +16,4 @@ default_hooks = dict(
     curves=dict(type='bootmae_mm.CurvesHook'),
 )
 
-env_cfg = dict(
-    cudnn_benchmark=True,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    # On a machine without GPUs the tools use gloo instead.
-    dist_cfg=dict(backend='nccl'),
-)
-
-vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
-visualizer = dict(type='Visualizer', vis_backends=vis_backends)
-
-log_level = 'INFO'
-load_from = None
-resume = False
-# Fixed, so that a run can be repeated and resumed exactly.
-randomness = dict(seed=0)
+visualizer = dict(type='Visualizer', vis_backends={{_base_.vis_backends}})
