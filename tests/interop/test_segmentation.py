@@ -120,6 +120,8 @@ def test_converted_weights_compute_what_theirs_do(upernet, tmp_path, run_tool):
     assert 'backbone.fpn1.3.weight' in out and 'neck.upsample_4x.3.weight' in out
     converted = torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict']
     upernet.load_state_dict(converted)  # strict
+    # Attention would ignore a bias of the keys, but other programs would not.
+    assert converted['backbone.layers.1.attn.qkv.bias'][WIDTH : 2 * WIDTH].eq(0).all()
     images = torch.randn(2, 3, 64, 64)
     for found, wanted in zip(upernet.extract_feat(images), their_features(theirs, images), strict=True):
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
