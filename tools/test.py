@@ -17,7 +17,7 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def main() -> None:
-    from bootmae_mm.engine.launch import check_checkpoint, check_classes, common_arguments, prepare, read_config
+    from bootmae_mm.engine.launch import check_checkpoint, check_classes, common_arguments, finish, prepare, read_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
@@ -38,6 +38,7 @@ def main() -> None:
         check_checkpoint(runner, args.checkpoint)
         check_classes(runner.model, runner.test_loop.dataloader.dataset)
         metrics = runner.test()
+        finish()
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     if args.out:

@@ -44,6 +44,7 @@ def main() -> None:
         check_checkpoint,
         check_classes,
         check_loader,
+        finish,
         prepare,
         read_config,
         use_amp,
@@ -74,6 +75,7 @@ def main() -> None:
         if source:
             check_checkpoint(runner, source, complete=bool(cfg.resume))
         runner.train()
+        finish()
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
         # The traceback for whoever needs it, and below it one clear line.
         traceback.print_exc()

@@ -158,6 +158,17 @@ def prepare(cfg: Config) -> None:
         )
 
 
+def finish() -> None:
+    """Leave the process group, if there is one, together with the other processes.
+
+    Left to the interpreter's exit, gloo's threads now and then abort a process whose work is done, and the launcher
+    reports a failure.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def use_amp(cfg: Config) -> None:
     """Turn mixed precision on (``--amp``): bfloat16 where nothing is set, else what the config says."""
     wrapper = cfg.optim_wrapper

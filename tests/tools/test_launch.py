@@ -3,7 +3,7 @@ import torch
 from mmengine import Config
 from mmengine.runner import Runner
 
-from bootmae_mm.engine.launch import check_checkpoint, check_loader, prepare, read_config, use_amp
+from bootmae_mm.engine.launch import check_checkpoint, check_loader, finish, prepare, read_config, use_amp
 from tests.conftest import ROOT, run_config
 
 
@@ -93,3 +93,10 @@ def test_amp_option_means_bfloat16():
     cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper')))
     use_amp(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+
+
+def test_processes_leave_their_group(tmp_path):
+    finish()  # nothing to do without one
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    finish()
+    assert not torch.distributed.is_initialized()
