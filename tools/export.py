@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write a pretrained encoder for timm, Hugging Face's transformers, mmpretrain or ONNX.
+"""Write an encoder for timm, Hugging Face's transformers, mmpretrain or ONNX.
+
+A pretrained one, or one fine-tuned for classification (without its head; not for hf, whose model has another norm).
 
   timm        a folder for timm.create_model('local-dir:FOLDER')
   hf          a folder for transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)
@@ -23,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='path or URL of the checkpoint')
     parser.add_argument('--to', choices=['timm', 'hf', 'mmpretrain', 'onnx'], required=True, help='what to write')
-    parser.add_argument('--out', help='folder to write to (default: beside the checkpoint, NAME_TO)')
+    parser.add_argument('--out', help='folder to write to (default: NAME_TO beside the checkpoint, or here for a URL)')
     parser.add_argument('--config', help='config of the encoder; needed if the checkpoint holds none')
     parser.add_argument('--prefix', help="of the encoder's keys: backbone. (default) or teacher.")
     args = parser.parse_args()
@@ -31,7 +33,8 @@ def main() -> None:
     from bootmae_mm.interop.export import export, read_encoder
 
     path = Path(args.checkpoint)
-    out = args.out or path.with_name(f'{path.stem}_{args.to}')
+    beside = Path() if '://' in args.checkpoint else path.parent
+    out = args.out or beside / f'{path.stem}_{args.to}'
     try:
         encoder = read_encoder(args.checkpoint, args.config, args.prefix)
         written = export(encoder, args.to, out, source=path.name)

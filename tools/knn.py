@@ -60,30 +60,35 @@ def main() -> None:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from bootmae_mm.engine.launch import prepare, read_config
+    from bootmae_mm.engine.launch import check_same_classes, prepare, read_config
     from bootmae_mm.evaluation import knn_accuracies
     from bootmae_mm.registry import MODELS
 
     try:
         cfg = read_config(args.config, args.cfg_options)
-        prepare(cfg)
+        prepare(cfg, training=False)
         init_default_scope(cfg.default_scope)
         given = cfg.get('knn', {})
         ks = tuple(args.k or given.get('k', (5, 10, 20)))
-        temperature = args.temperature or given.get('temperature', 0.07)
+        temperature = given.get('temperature', 0.07) if args.temperature is None else args.temperature
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.checkpoint, prefix=args.prefix)
         model = MODELS.build(cfg.model)
         model.backbone.init_weights()
         model.to('cuda' if torch.cuda.is_available() else 'cpu')
         model.train(False)
+        loaders = {}
+        for name in ('train', 'test'):
+            # Every image once, in order: the loader of a training config shuffles and drops the last.
+            options = cfg[f'{name}_dataloader']
+            options.sampler = dict(type='DefaultSampler', shuffle=False)
+            options.drop_last = False
+            loaders[name] = Runner.build_dataloader(options)
+        train_classes, test_classes = (
+            getattr(loader.dataset, 'metainfo', {}).get('classes') for loader in loaders.values()
+        )
+        check_same_classes(train_classes, test_classes, 'training and test set')
         with torch.no_grad():
-            data = {}
-            for name in ('train', 'test'):
-                # Every image once, in order: the loader of a training config shuffles and drops the last.
-                options = cfg[f'{name}_dataloader']
-                options.sampler = dict(type='DefaultSampler', shuffle=False)
-                options.drop_last = False
-                data[name] = features_of(model, Runner.build_dataloader(options), name)
+            data = {name: features_of(model, loader, name) for name, loader in loaders.items()}
             accuracies = knn_accuracies(*data['train'], *data['test'], ks, temperature)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error

@@ -17,7 +17,15 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def main() -> None:
-    from bootmae_mm.engine.launch import check_checkpoint, check_classes, common_arguments, finish, prepare, read_config
+    from bootmae_mm.engine.launch import (
+        check_checkpoint,
+        check_classes,
+        check_same_classes,
+        common_arguments,
+        finish,
+        prepare,
+        read_config,
+    )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
@@ -33,10 +41,16 @@ def main() -> None:
             raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
         cfg.load_from = args.checkpoint
         cfg.resume = False
-        prepare(cfg)
+        prepare(cfg, training=False)
         runner = Runner.from_cfg(cfg)
-        check_checkpoint(runner, args.checkpoint)
-        check_classes(runner.model, runner.test_loop.dataloader.dataset)
+        meta = check_checkpoint(runner, args.checkpoint)
+        dataset = runner.test_loop.dataloader.dataset
+        check_classes(runner.model, dataset)
+        check_same_classes(
+            (meta.get('dataset_meta') or {}).get('classes'),
+            getattr(dataset, 'metainfo', {}).get('classes'),
+            'the training of the checkpoint and the test set',
+        )
         metrics = runner.test()
         finish()
     except (ValueError, TypeError, FileNotFoundError) as error:

@@ -44,6 +44,7 @@ def main() -> None:
         check_checkpoint,
         check_classes,
         check_loader,
+        check_validation,
         finish,
         prepare,
         read_config,
@@ -71,6 +72,7 @@ def main() -> None:
         runner = Runner.from_cfg(cfg)
         check_loader(runner)
         check_classes(runner.model, runner.train_dataloader.dataset)
+        check_validation(runner)
         source = cfg.load_from or (find_latest_checkpoint(cfg.work_dir) if cfg.resume else None)
         if source:
             check_checkpoint(runner, source, complete=bool(cfg.resume))

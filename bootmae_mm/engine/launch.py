@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -121,7 +122,7 @@ def _replace_sync_bn(node: ConfigDict | list) -> int:
     return count
 
 
-def prepare(cfg: Config) -> None:
+def prepare(cfg: Config, training: bool = True) -> None:
     """Fit a config to this machine and start what the Runner cannot start by itself.
 
     Without a GPU: several processes talk through gloo (mmengine would ask for CUDA), float16 training, which needs a
@@ -129,6 +130,7 @@ def prepare(cfg: Config) -> None:
 
     Args:
         cfg: Of :func:`read_config`, changed in place.
+        training: False for evaluation, which builds no optimizer.
 
     Raises:
         ValueError: If more processes than GPUs were started, or float16 is wanted without a GPU.
@@ -139,7 +141,7 @@ def prepare(cfg: Config) -> None:
         if cfg.launcher == 'pytorch' and local_rank >= count:
             raise ValueError(f'process {local_rank} of this machine has no GPU: there are {count}')
         return
-    if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
+    if training and (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
         raise ValueError(
             'AmpOptimWrapper needs a GPU, and there is none; on a CPU use '
             '--cfg-options optim_wrapper.type=OptimWrapper, or bfloat16 with '
@@ -177,7 +179,7 @@ def use_amp(cfg: Config) -> None:
         wrapper.dtype = 'bfloat16'
 
 
-def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> None:
+def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
     """Compare a checkpoint with the model of a Runner, which itself would load whatever fits and only log the rest.
 
     Args:
@@ -186,12 +188,15 @@ def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> None:
         complete: Whether all weights must be there. Otherwise (a start from other weights) the teacher may be missing,
             and for other models than BootMAE all but one.
 
+    Returns:
+        What mmengine noted in the checkpoint beside the weights (``meta``); empty for one that was not read.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the checkpoint is unsafe, or does not fit.
     """
     if '://' in path:
-        return
+        return {}
     checkpoint = load_file(path)
     state = checkpoint.get('state_dict', checkpoint)
     model = unwrapped(runner.model)
@@ -213,6 +218,7 @@ def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> None:
             f'{path} does not fit the model: {len(missing)} of {len(wanted)} weights are missing {missing[:3]}, '
             f'{len(wrong)} have another shape {wrong[:3]}'
         )
+    return checkpoint.get('meta', {})
 
 
 def check_loader(runner: Runner) -> None:
@@ -283,4 +289,51 @@ def check_classes(model: nn.Module, dataset: Dataset) -> None:
             raise ValueError(
                 f'{path} has num_classes={count}, but {name} has {len(classes)} classes '
                 f'({", ".join(map(str, list(classes)[:3]))}, ...)'
+            )
+
+
+def check_same_classes(classes: Sequence[str] | None, others: Sequence[str] | None, what: str) -> None:
+    """Compare the names of classes, whose order gives the labels: folders of other classes would shift them silently.
+
+    Args:
+        classes: Of the data set in use; None if it has none.
+        others: Of the other data set, or those in a checkpoint; likewise.
+        what: Names both in the message.
+
+    Raises:
+        ValueError: With the first name that differs.
+    """
+    if not classes or not others or list(classes) == list(others):
+        return
+    place = next((i for i, pair in enumerate(zip(classes, others, strict=False)) if pair[0] != pair[1]), None)
+    raise ValueError(
+        f'{what} do not have the same classes: '
+        + (
+            f'label {place} is {classes[place]!r} in one and {others[place]!r} in the other'
+            if place is not None
+            else f'{len(classes)} in one and {len(others)} in the other'
+        )
+    )
+
+
+def check_validation(runner: Runner) -> None:
+    """Check, before hours of training, that what was learnt can be validated.
+
+    Raises:
+        ValueError: If the data sets have other classes, or a metric looks at more classes than there are.
+    """
+    loop = runner.val_loop
+    if loop is None:
+        return
+    classes, others = (
+        getattr(dataset, 'metainfo', {}).get('classes')
+        for dataset in (runner.train_dataloader.dataset, loop.dataloader.dataset)
+    )
+    check_same_classes(classes, others, 'training and validation')
+    for metric in loop.evaluator.metrics:
+        most = max(getattr(metric, 'topk', None) or [0])
+        if others and most > len(others):
+            raise ValueError(
+                f'the metric asks for the best {most} of {len(others)} classes; '
+                'set val_evaluator.topk=(1,) and test_evaluator.topk=(1,)'
             )

@@ -135,9 +135,16 @@ def config_of(checkpoint: dict) -> Config:
 def _literal(node: ast.expr) -> Any:  # noqa: ANN401
     """The value of a literal, in which ``dict(a=1)`` may stand for ``{'a': 1}``."""
     if isinstance(node, ast.Call):
-        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
+        if (
+            not isinstance(node.func, ast.Name)
+            or node.func.id != 'dict'
+            or len(node.args) > 1
+            or not all(isinstance(given, ast.Dict) for given in node.args)
+        ):
             raise ValueError(f'line {node.lineno} of the config in the checkpoint calls something')
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+        # Keys that are no names are written as dict({'a.b': 1}).
+        given = _literal(node.args[0]) if node.args else {}
+        return given | {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.List):
         return [_literal(item) for item in node.elts]
     if isinstance(node, ast.Tuple):

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from bootmae_mm.models import BootMAEViT
 from bootmae_mm.version import __version__
 
 from .checkpoint import config_of, load_file
-from .encoder import load_encoder
+from .encoder import encoder_state, load_encoder
 from .huggingface import huggingface_config, huggingface_preprocessor, to_huggingface
 from .timm import timm_config, to_timm
 
 TARGETS = ('timm', 'hf', 'mmpretrain', 'onnx')
 # Options of the backbone that say what it is; the others belong to a task.
-IDENTITY = ('arch', 'img_size', 'patch_size', 'in_channels')
+IDENTITY = ('arch', 'img_size', 'patch_size', 'in_channels', 'norm_cfg')
 
 
 def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str | None = None) -> BootMAEViT:
@@ -30,7 +31,8 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
         prefix: See :func:`encoder_state`.
 
     Returns:
-        The encoder in eval mode; it gives all tokens after the final norm.
+        The encoder in eval mode. A pretrained one gives all tokens after the final norm; one fine-tuned for
+        classification, whose norm comes after the mean instead, gives the normed mean of the patch tokens.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -40,14 +42,18 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
         raise FileNotFoundError(f'no config {config}')
     cfg = config_of(load_file(path)) if config is None else Config.fromfile(config)
     options = {key: value for key, value in cfg.model.backbone.items() if key in IDENTITY}
-    encoder = BootMAEViT(**options, out_type='raw')
+    pooled = 'ln2.weight' in (state := encoder_state(path, prefix)) and 'ln1.weight' not in state
+    encoder = BootMAEViT(**options, out_type='avg_featmap' if pooled else 'raw', final_norm=not pooled)
     report = load_encoder(encoder, path, prefix)
+    if pooled and 'ln2.weight' not in report.loaded:
+        raise ValueError(f'the norm of pooled features in {path} does not fit the encoder')
     special = [name for name in report.unused if '.gamma' in name or 'rel_pos_bias' in name]
     if special:
         raise ValueError(
             f'the encoder in {path} has a layer scale or relative-position bias ({special[0]}), which a plain vision '
             'transformer has not: only pretrained and plainly fine-tuned encoders are exported'
         )
+    print_log(f'encoder: {report}', logger='current')
     encoder.train(False)
     return encoder
 
@@ -65,21 +71,30 @@ def export(encoder: BootMAEViT, target: str, out: str | Path, source: str) -> Pa
         What to load: the folder for timm and hf, the file for mmpretrain and onnx.
 
     Raises:
-        ValueError: On an unknown target.
+        ValueError: On an unknown target, or one whose model cannot be this encoder.
     """
     if target not in TARGETS:
         raise ValueError(f'unknown target {target!r}; there are {", ".join(TARGETS)}')
+    pooled = encoder.out_type == 'avg_featmap'
+    if pooled and target == 'hf':
+        raise ValueError(
+            "transformers' ViTModel has its norm before the mean, and this encoder was fine-tuned with one after it; "
+            'export it --to timm, or export the pretrained one'
+        )
+    eps, channels = encoder.layers[0].ln1.eps, encoder.patch_embed.projection.in_channels
+    if target == 'timm' and eps != 1e-6:
+        raise ValueError(f"the norms of timm's vision transformer have an eps of 1e-6, those of this encoder {eps}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
     metadata = dict(format='pt', source=source, bootmae_mm=__version__)
     if target == 'timm':
-        config = timm_config(encoder.arch_settings, encoder.img_size, encoder.patch_size)
+        config = timm_config(encoder.arch_settings, encoder.img_size, encoder.patch_size, channels, pooled)
         _write_folder(out, to_timm(state), metadata, {'config.json': config})
         return out
     if target == 'hf':
-        config = huggingface_config(encoder.arch_settings, encoder.img_size, encoder.patch_size)
-        preprocessor = huggingface_preprocessor(encoder.img_size)
+        config = huggingface_config(encoder.arch_settings, encoder.img_size, encoder.patch_size, channels, eps)
+        preprocessor = huggingface_preprocessor(encoder.img_size, channels)
         _write_folder(
             out, to_huggingface(state), metadata, {'config.json': config, 'preprocessor_config.json': preprocessor}
         )
@@ -88,7 +103,7 @@ def export(encoder: BootMAEViT, target: str, out: str | Path, source: str) -> Pa
         file = out / 'mmpretrain.pth'
         torch.save(dict(state_dict={f'backbone.{name}': value for name, value in state.items()}, meta=metadata), file)
         return file
-    return _write_onnx(encoder, out / 'encoder.onnx', metadata)
+    return _write_onnx(encoder, out / 'encoder.onnx', metadata, 'features' if pooled else 'tokens')
 
 
 def _write_folder(out: Path, state: dict, metadata: dict, files: dict[str, dict]) -> None:
@@ -99,19 +114,22 @@ def _write_folder(out: Path, state: dict, metadata: dict, files: dict[str, dict]
         (out / name).write_text(json.dumps(content, indent=2) + '\n')
 
 
-def _write_onnx(encoder: BootMAEViT, file: Path, metadata: dict) -> Path:
-    """Input ``images`` (batch, 3, H, W) normalised, output ``tokens`` (batch, 1 + L, D); the batch is free."""
+def _write_onnx(encoder: BootMAEViT, file: Path, metadata: dict, output: str) -> Path:
+    """Input ``images`` (batch, 3, H, W) normalised, output ``tokens`` (batch, 1 + L, D) or, pooled, ``features``.
+
+    The batch is free.
+    """
     import onnx
 
     # A batch of two: a size of one would be taken for a constant.
     images = torch.zeros(2, encoder.patch_embed.projection.in_channels, *encoder.img_size)
     torch.onnx.export(
-        _Tokens(encoder),
+        _Output(encoder),
         (images,),
         str(file),
         input_names=['images'],
-        output_names=['tokens'],
-        dynamic_axes=dict(images={0: 'batch'}, tokens={0: 'batch'}),
+        output_names=[output],
+        dynamic_axes={'images': {0: 'batch'}, output: {0: 'batch'}},
         opset_version=17,
         dynamo=False,
     )
@@ -122,7 +140,7 @@ def _write_onnx(encoder: BootMAEViT, file: Path, metadata: dict) -> Path:
     return file
 
 
-class _Tokens(torch.nn.Module):
+class _Output(torch.nn.Module):
     """The encoder with a tensor for an output."""
 
     def __init__(self, encoder: BootMAEViT) -> None:

@@ -42,7 +42,9 @@ def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def huggingface_config(arch: dict, img_size: tuple[int, int], patch_size: int) -> dict[str, Any]:
+def huggingface_config(
+    arch: dict, img_size: tuple[int, int], patch_size: int, channels: int = 3, eps: float = 1e-6
+) -> dict[str, Any]:
     """The content of ``config.json``."""
     return dict(
         architectures=['ViTModel'],
@@ -55,15 +57,15 @@ def huggingface_config(arch: dict, img_size: tuple[int, int], patch_size: int) -
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         initializer_range=0.02,
-        layer_norm_eps=1e-6,
+        layer_norm_eps=eps,
         image_size=img_size[0] if img_size[0] == img_size[1] else list(img_size),
         patch_size=patch_size,
-        num_channels=3,
+        num_channels=channels,
         qkv_bias=True,
     )
 
 
-def huggingface_preprocessor(img_size: tuple[int, int]) -> dict[str, Any]:
+def huggingface_preprocessor(img_size: tuple[int, int], channels: int = 3) -> dict[str, Any]:
     """The content of ``preprocessor_config.json``: bicubic resizing, mean = std = 0.5."""
     return dict(
         image_processor_type='ViTImageProcessor',
@@ -73,6 +75,6 @@ def huggingface_preprocessor(img_size: tuple[int, int]) -> dict[str, Any]:
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
+        image_mean=[0.5] * channels,
+        image_std=[0.5] * channels,
     )

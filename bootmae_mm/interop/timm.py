@@ -11,6 +11,7 @@ from .official import ENCODER, rename
 # timm has one bias for q, k and v, as here; the authors of BootMAE have two of the three.
 TABLE = (
     *((theirs, ours) for theirs, ours in ENCODER if '#' not in ours),
+    ('fc_norm.{}', 'ln2.{}'),
     ('blocks.{}.attn.qkv.bias', 'layers.{}.attn.qkv.bias'),
 )
 
@@ -41,8 +42,18 @@ def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def timm_config(arch: dict, img_size: tuple[int, int], patch_size: int) -> dict[str, Any]:
-    """The content of ``config.json`` for ``timm.create_model('local-dir:FOLDER')``."""
+def timm_config(
+    arch: dict, img_size: tuple[int, int], patch_size: int, channels: int = 3, pooled: bool = False
+) -> dict[str, Any]:
+    """The content of ``config.json`` for ``timm.create_model('local-dir:FOLDER')``.
+
+    Args:
+        arch: The backbone's ``arch_settings``.
+        img_size: Height and width in pixels.
+        patch_size: Edge of a patch in pixels.
+        channels: Of an image.
+        pooled: Whether the norm comes after the mean of the patch tokens, instead of before.
+    """
     return dict(
         architecture='vit_base_patch16_224',
         num_classes=0,
@@ -55,15 +66,16 @@ def timm_config(arch: dict, img_size: tuple[int, int], patch_size: int) -> dict[
             depth=arch['num_layers'],
             num_heads=arch['num_heads'],
             mlp_ratio=arch['feedforward_channels'] / arch['embed_dims'],
-            # The final norm is applied to tokens, before any pooling.
-            fc_norm=False,
+            in_chans=channels,
+            fc_norm=pooled,
+            global_pool='avg',
         ),
         pretrained_cfg=dict(
-            input_size=[3, *img_size],
+            input_size=[channels, *img_size],
             interpolation='bicubic',
             crop_pct=0.875,
-            mean=[0.5] * 3,
-            std=[0.5] * 3,
+            mean=[0.5] * channels,
+            std=[0.5] * channels,
             num_classes=0,
         ),
     )

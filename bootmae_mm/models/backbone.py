@@ -92,6 +92,8 @@ class BootMAEViT(VisionTransformer):
         self.patch_size = patch_size
         self.num_heads = self.arch_settings['num_heads']
         self.out_indices = self._block_indices(out_indices, 'out_indices')
+        if not self.out_indices:
+            raise ValueError('out_indices names no block: the backbone would return nothing')
         self.window_size = window_size
         self.rel_pos_bias = rel_pos_bias
         self.with_cp = with_cp
@@ -130,7 +132,10 @@ class BootMAEViT(VisionTransformer):
                 f'{name} {indices!r} must be blocks in 0..{self.num_layers - 1} or, from the end, '
                 f'-{self.num_layers}..-1'
             )
-        return sorted({index % self.num_layers for index in given})
+        blocks = sorted({index % self.num_layers for index in given})
+        if len(blocks) < len(given):
+            raise ValueError(f'{name} {indices!r} names a block twice')
+        return blocks
 
     def _make_blocks(self, global_blocks: list[int]) -> None:
         if not isinstance(self.window_size, int) or self.window_size < 0:
@@ -176,14 +181,21 @@ class BootMAEViT(VisionTransformer):
         given = self.init_cfg
         configs = given if isinstance(given, list) else [given] if given else []
         # mmengine's own loading would ignore what does not fit.
-        self.init_cfg = [config for config in configs if config['type'] != 'Pretrained'] or None
+        self.init_cfg = [config for config in configs if not self._names_a_file(config)] or None
         super().init_weights()
         self.init_cfg = given
         self._init_as_the_authors()
         for config in configs:
-            if config['type'] == 'Pretrained':
+            if self._names_a_file(config):
                 options = {key: value for key, value in config.items() if key not in ('type', 'map_location')}
                 print_log(f'backbone: {load_encoder(self, **options)}', logger='current')
+
+    @staticmethod
+    def _names_a_file(config: dict) -> bool:
+        """Whether an ``init_cfg`` is ``Pretrained``, by whichever of the names mmengine knows it."""
+        kind = config['type']
+        name = kind if isinstance(kind, str) else kind.__name__
+        return name.rsplit('.', 1)[-1] in ('Pretrained', 'PretrainedInit')
 
     def _init_as_the_authors(self) -> None:
         with torch.no_grad():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
 
+EPS = 1e-6  # of the norms, as in ViTDet's program; torch's default is 1e-5
+
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
@@ -48,9 +50,9 @@ class SimpleFeaturePyramid(BaseModule):
             layers, channels = self._rescale(scale, in_channels)
             layers += [
                 nn.Conv2d(channels, out_channels, kernel_size=1, bias=False),
-                LayerNorm2d(out_channels),
+                LayerNorm2d(out_channels, eps=EPS),
                 nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-                LayerNorm2d(out_channels),
+                LayerNorm2d(out_channels, eps=EPS),
             ]
             self.levels.append(nn.Sequential(*layers))
 
@@ -61,7 +63,7 @@ class SimpleFeaturePyramid(BaseModule):
             half, quarter = channels // 2, channels // 4
             return [
                 nn.ConvTranspose2d(channels, half, kernel_size=2, stride=2),
-                LayerNorm2d(half),
+                LayerNorm2d(half, eps=EPS),
                 nn.GELU(),
                 nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2),
             ], quarter

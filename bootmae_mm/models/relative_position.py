@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +35,14 @@ def relative_position_index(grid: tuple[int, int], table_grid: tuple[int, int], 
         index[:, 0] = height * width + 1
         index[0, 0] = height * width + 2
     return index
+
+
+@functools.lru_cache(maxsize=16)
+def _index_on(grid: tuple[int, int], table_grid: tuple[int, int], class_token: bool, device: torch.device) -> Tensor:
+    """The index on a device, kept for all blocks and steps: making it takes longer than using it."""
+    # One made in inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        return relative_position_index(grid, table_grid, class_token).to(device)
 
 
 def resize_bias_table(table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
@@ -77,5 +87,6 @@ class RelativePositionBias(nn.Module):
         """The bias for patches in ``grid``: (heads, N, N), N with the class token if there is one."""
         table_grid = (max(grid[0], self.grid[0]), max(grid[1], self.grid[1]))
         table = resize_bias_table(self.relative_position_bias_table, self.grid, table_grid)
-        index = relative_position_index(grid, table_grid, self.class_token)
-        return table[index.to(table.device)].permute(2, 0, 1)
+        index = _index_on(tuple(grid), table_grid, self.class_token, table.device)
+        # On a GPU fused attention needs a mask whose last dimension is dense; torch silently does without fusion else.
+        return table.T[:, index].contiguous()

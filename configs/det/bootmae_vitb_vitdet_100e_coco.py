@@ -7,7 +7,7 @@ _base_ = [
     '../_base_/schedules/vitdet_100e.py',
     '../_base_/runtime/det.py',
 ]
-norm_cfg = dict(type='mmpretrain.LN2d')
+norm_cfg = dict(type='mmpretrain.LN2d', eps=1e-6)
 model = dict(
     backbone=dict(out_indices=-1, with_cls_token=False, window_size=14, global_blocks=(2, 5, 8, 11)),
     neck=dict(_delete_=True, type='bootmae_mm.SimpleFeaturePyramid', in_channels=768, out_channels=256, num_outs=5),

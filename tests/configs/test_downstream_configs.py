@@ -65,6 +65,22 @@ def batch(cfg, gpus=8):
 
 
 @pytest.mark.parametrize(
+    ('name', 'images'),
+    [
+        (name, {'1percent': 12_811, '10percent': 128_116}.get(name.rsplit('_', 1)[1], 1_281_167))
+        for name in FULL
+        if name.startswith('cls/')
+    ],
+)
+def test_averaged_weights_have_forgotten_the_first_ones(name, images):
+    cfg = read(name)
+    for hook in cfg.get('custom_hooks', []):
+        if hook.type == 'EMAHook':
+            steps = images // batch(cfg) * cfg.train_cfg.max_epochs
+            assert (1 - hook.momentum) ** steps < 0.01
+
+
+@pytest.mark.parametrize(
     ('name', 'epochs', 'warmup', 'lr', 'size', 'decay', 'width'),
     [
         ('bootmae_vitb_ft_100e', 100, 20, 5e-3, 2048, 0.6, 768),

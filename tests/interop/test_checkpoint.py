@@ -66,9 +66,18 @@ def test_files_that_are_no_checkpoints(tmp_path, content, error, message):
 
 def test_config_in_a_checkpoint_is_data():
     text = "model = dict(type='A', size=(1, 2), inner=[dict(x=-1.5), {'y': None}])\nflag = True\n"
+    text += "keys = dict({'a.b': dict(c=1)}, d=2)\n"
     cfg = config_of(dict(meta=dict(cfg=text)))
     assert cfg.model.size == (1, 2) and cfg.model.inner[0].x == -1.5 and cfg.flag is True
-    for bad in ("x = __import__('os').getcwd()", 'import os', "x = dict([('a', 1)])", 'x = open("/etc/passwd")'):
+    assert cfg['keys'] == {'a.b': {'c': 1}, 'd': 2}
+    for bad in (
+        "x = __import__('os').getcwd()",
+        'import os',
+        "x = dict([('a', 1)])",
+        'x = dict({}, {})',
+        'x = dict(1)',
+        'x = open("/etc/passwd")',
+    ):
         with pytest.raises(ValueError):
             config_of(dict(meta=dict(cfg=bad)))
     with pytest.raises(ValueError, match='no config'):

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import init_default_scope
 from mmpretrain.models import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
@@ -46,6 +47,16 @@ def test_a_checkpoint_of_this_project(pretrained, prefix, part, caplog):
     path, model = pretrained
     loaded = vit(init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix=prefix))
     assert equal(loaded.state_dict(), getattr(model, part).state_dict())
+
+
+@pytest.mark.parametrize('kind', ['mmengine.Pretrained', PretrainedInit])
+def test_every_name_of_pretrained_loads_for_certain(pretrained, tmp_path, kind):
+    path, model = pretrained
+    loaded = vit(init_cfg=[dict(type=kind, checkpoint=str(path))])
+    assert equal(loaded.state_dict(), model.backbone.state_dict())
+    torch.save(dict(state_dict={'backbone.x': torch.zeros(1)}), tmp_path / 'empty.pth')
+    with pytest.raises(ValueError, match='does not fit the encoder'):
+        vit(init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'empty.pth')))
 
 
 def test_the_report_says_what_became_of_the_weights(pretrained):

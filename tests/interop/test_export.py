@@ -1,6 +1,7 @@
 """Every export is loaded with the real library and gives the same features."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from bootmae_mm.interop.export import export, read_encoder
+from bootmae_mm.models import BootMAEViT
 from tests.conftest import TINY_ARCH, build, tiny_config
 from tests.interop.test_official import SIZES, official_checkpoint
 
@@ -41,6 +43,7 @@ def test_timm(encoder, tmp_path):
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
     close(model.forward_features(images), encoder(images)[0])
+    close(model(images), encoder(images)[0][:, 1:].mean(dim=1))
     assert tuple(timm.data.resolve_model_data_config(model)['mean']) == (0.5, 0.5, 0.5)
     with safe_open(folder / 'model.safetensors', 'pt') as file:
         assert file.metadata()['source'] == 'epoch_1.pth'
@@ -107,6 +110,58 @@ def test_onnx_with_any_batch(encoder, tmp_path):
         close(torch.from_numpy(tokens), encoder(images)[0], share=1e-4)
     metadata = {item.key: item.value for item in onnx.load(file).metadata_props}
     assert metadata['source'] == 'epoch_1.pth'
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore')
+def test_an_encoder_fine_tuned_for_classification(tmp_path):
+    timm, runtime = pytest.importorskip('timm'), pytest.importorskip('onnxruntime')
+    options = dict(SQUARE, out_type='avg_featmap', final_norm=False, drop_path_rate=0.1)
+    model = BootMAEViT(**{key: value for key, value in options.items() if key != 'type'})
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    state = {f'backbone.{name}': value for name, value in model.state_dict().items()}
+    state['head.fc.weight'] = torch.zeros(5, 24)
+    config = f'model = dict(backbone={options!r}, head=dict(num_classes=5))\n'
+    torch.save(dict(state_dict=state, meta=dict(cfg=config)), tmp_path / 'ft.pth')
+    model.eval()
+    images = torch.randn(2, 3, 32, 32)
+    wanted = model(images)[0]
+    encoder = read_encoder(tmp_path / 'ft.pth')
+    close(encoder(images)[0], wanted)
+    theirs = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "ft.pth")}', pretrained=True)
+    close(theirs.eval()(images), wanted)
+    session = runtime.InferenceSession(str(export(encoder, 'onnx', tmp_path / 'o', 'ft.pth')))
+    close(torch.from_numpy(session.run(['features'], dict(images=images.numpy()))[0]), wanted, share=1e-4)
+    with pytest.raises(ValueError, match='ViTModel has its norm before the mean.*--to timm'):
+        export(encoder, 'hf', tmp_path / 'h', 'ft.pth')
+
+
+@torch.no_grad()
+def test_another_epsilon_and_grey_images(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = tiny_config(backbone=dict(SQUARE, in_channels=1, norm_cfg=dict(type='LN', eps=1e-2)))
+    config['data_preprocessor'] = dict(type='bootmae_mm.BootMAEDataPreprocessor', mean=[127.5], std=[127.5])
+    torch.save(dict(state_dict=build(config).state_dict(), meta=dict(cfg=f'model = {config!r}\n')), tmp_path / 'x.pth')
+    encoder = read_encoder(tmp_path / 'x.pth')
+    folder = export(encoder, 'hf', tmp_path / 'hf', source='x.pth')
+    model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    images = torch.randn(2, 1, 32, 32)
+    close(model(images).last_hidden_state, encoder(images)[0])
+    with pytest.raises(ValueError, match='eps of 1e-6, those of this encoder 0.01'):
+        export(encoder, 'timm', tmp_path / 't', 'x.pth')
+
+
+def test_a_url_is_exported_to_the_folder_one_is_in(tmp_path, monkeypatch, run_tool):
+    save(tmp_path / 'epoch_1.pth')
+    here = tmp_path / 'here'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr('bootmae_mm.interop.checkpoint.local_file', lambda path: tmp_path / str(path).rsplit('/', 1)[1])
+    status, out, message = run_tool('export.py', 'https://host/x/epoch_1.pth', '--to', 'mmpretrain')
+    assert status == 0, message
+    assert (here / 'epoch_1_mmpretrain/mmpretrain.pth').is_file()
+    assert f'-> {Path("epoch_1_mmpretrain/mmpretrain.pth")}' in out
 
 
 def test_the_authors_checkpoint_with_a_config(tmp_path, run_tool):

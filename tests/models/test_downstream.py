@@ -6,6 +6,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch.nn import functional as F
 
 from bootmae_mm.models import BootMAEViT
+from bootmae_mm.models.relative_position import _index_on
 from tests.conftest import TINY_ARCH, build, tiny_config
 
 OPTIONS = dict(arch=dict(TINY_ARCH), img_size=(32, 48), patch_size=8, out_type='featmap', final_norm=False)
@@ -176,6 +177,22 @@ def test_a_fresh_bias_changes_nothing_and_learns():
     assert all(layer.attn.rel_pos_bias.relative_position_bias_table.grad.abs().max() > 0 for layer in biased.layers)
 
 
+def test_the_bias_can_be_fused():
+    # Otherwise torch's attention on a GPU falls back to one that holds all logits, without a word.
+    for class_token, grid in ((True, (4, 6)), (False, (3, 5)), (True, (6, 7))):
+        attn = vit(rel_pos_bias=True, with_cls_token=class_token).layers[0].attn
+        assert attn.rel_pos_bias(grid).is_contiguous()
+
+
+def test_the_index_of_the_bias_is_made_once_and_serves_training_after_inference():
+    _index_on.cache_clear()
+    model = vit(rel_pos_bias=True)
+    with torch.inference_mode():
+        model(torch.randn(1, 3, 32, 48))
+    model(torch.randn(1, 3, 32, 48))[0].sum().backward()
+    assert _index_on.cache_info().misses == 1
+
+
 def test_layer_scale_of_one_changes_nothing():
     model = vit()
     scaled = same_weights(model, layer_scale_init_value=1.0)
@@ -220,6 +237,8 @@ def test_frozen_stages():
         (dict(out_indices=3), 'out_indices 3 must be blocks in 0..2'),
         (dict(out_indices=(0, -4)), 'out_indices'),
         (dict(out_indices=(0.5,)), 'out_indices'),
+        (dict(out_indices=()), 'out_indices names no block'),
+        (dict(out_indices=(2, -1)), 'names a block twice'),
         (dict(frozen_stages=4), 'frozen_stages must be in -1..3'),
         (dict(window_size=2), 'with_cls_token=False'),
         (dict(window_size=-1, with_cls_token=False), 'window_size must be'),

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS, init_default_scope
 
 from bootmae_mm.models import SimpleFeaturePyramid
 
@@ -13,7 +14,7 @@ def test_every_level_by_hand():
     outs = neck([torch.zeros(2, 16, 6, 4), x])  # only the last map counts
 
     def norm(x, module):
-        return F.layer_norm(x.permute(0, 2, 3, 1), module.weight.shape, module.weight, module.bias, 1e-5).permute(
+        return F.layer_norm(x.permute(0, 2, 3, 1), module.weight.shape, module.weight, module.bias, 1e-6).permute(
             0, 3, 1, 2
         )
 
@@ -45,6 +46,31 @@ def test_every_level_by_hand():
 def test_a_single_map_of_one_patch():
     outs = SimpleFeaturePyramid(in_channels=8, out_channels=4, num_outs=4)(torch.randn(1, 8, 1, 1))
     assert [out.shape[2] for out in outs] == [4, 2, 1, 1]
+
+
+def test_in_a_segmentor():
+    init_default_scope('mmseg')
+    norm_cfg = dict(type='BN')
+    backbone = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
+    model = MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            backbone=dict(type='bootmae_mm.BootMAEViT', arch=backbone, img_size=32, patch_size=8, out_type='featmap'),
+            neck=dict(type='bootmae_mm.SimpleFeaturePyramid', in_channels=24, out_channels=8, num_outs=4),
+            decode_head=dict(
+                type='UPerHead',
+                in_channels=[8] * 4,
+                in_index=[0, 1, 2, 3],
+                channels=8,
+                num_classes=5,
+                norm_cfg=norm_cfg,
+                loss_decode=dict(type='CrossEntropyLoss'),
+            ),
+            test_cfg=dict(mode='whole'),
+        )
+    ).eval()
+    assert [map_.shape[2] for map_ in model.extract_feat(torch.randn(1, 3, 32, 32))] == [16, 8, 4, 2]
+    assert model.encode_decode(torch.randn(2, 3, 32, 32), [dict(img_shape=(32, 32))] * 2).shape == (2, 5, 32, 32)
 
 
 def test_every_weight_gets_a_gradient():

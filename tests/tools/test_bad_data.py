@@ -121,6 +121,49 @@ def test_segmentation_map_with_an_id_out_of_range(train, scenes):
     assert status == 1 and 'training_00003.png has ids [199], but there are 11 classes' in found, found
 
 
+def test_a_validation_map_with_an_id_out_of_range(train, scenes):
+    path = next((scenes / 'annotations/validation').iterdir())
+    seg = np.asarray(Image.open(path)).copy()
+    seg[0, 0] = 200
+    Image.fromarray(seg).save(path)
+    status, found = train(SEG, scenes)
+    assert status == 1 and f'{path.name} has ids [199], but there are 11 classes' in found, found
+
+
+def folders(root, **classes):
+    """A folder for each class, with four grey pictures in each."""
+    for split, names in classes.items():
+        for name in names:
+            (root / f'digits/{split}/{name}').mkdir(parents=True)
+            for number in range(4):
+                Image.new('RGB', (16, 16)).save(root / f'digits/{split}/{name}/{number}.png')
+    return root
+
+
+THREE = ('model.head.num_classes=3', 'model.data_preprocessor.num_classes=3')
+
+
+def test_validation_folders_of_other_classes(train, tmp_path):
+    root = folders(tmp_path / 'data', training='abc', validation='acd')
+    status, found = train(CLS, root, *THREE, 'val_evaluator.topk=(1,)')
+    assert status == 1 and "training and validation do not have the same classes: label 1 is 'b'" in found, found
+
+
+def test_fewer_classes_than_the_metric_asks_for(train, run_tool, tmp_path):
+    root = folders(tmp_path / 'data', training='abc', validation='abc')
+    status, found = train(CLS, root, *THREE)
+    assert status == 1 and 'the metric asks for the best 5 of 3 classes; set val_evaluator.topk=(1,)' in found, found
+    fewer = ('val_evaluator.topk=(1,)', 'test_evaluator.topk=(1,)')
+    status, found = train(CLS, root, *THREE, *fewer)
+    assert status == 0, found
+    # A test set of other classes than those of the training.
+    other = folders(tmp_path / 'other', training='abc', validation='abd')
+    arguments = (ROOT / f'configs/{CLS}.py', tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'test')
+    options = (*THREE, *fewer, 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
+    status, _, found = run_tool('test.py', *arguments, '--cfg-options', f'data_root={other}', *options)
+    assert status == 1 and "and the test set do not have the same classes: label 2 is 'c'" in found, found
+
+
 def test_images_without_objects_are_left_out_in_training_and_kept_in_evaluation(train, scenes):
     for split in ('training', 'validation'):
         path = scenes / f'instances_{split}.json'

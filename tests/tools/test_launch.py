@@ -3,7 +3,15 @@ import torch
 from mmengine import Config
 from mmengine.runner import Runner
 
-from bootmae_mm.engine.launch import check_checkpoint, check_loader, finish, prepare, read_config, use_amp
+from bootmae_mm.engine.launch import (
+    check_checkpoint,
+    check_loader,
+    check_same_classes,
+    finish,
+    prepare,
+    read_config,
+    use_amp,
+)
 from tests.conftest import ROOT, run_config
 
 
@@ -72,6 +80,15 @@ def test_checkpoints_that_do_not_fit(tmp_path, image_folder):
         check_checkpoint(runner, str(tmp_path / 'none.pth'))
 
 
+def test_classes_in_another_order():
+    check_same_classes(None, ['a'], 'two data sets')
+    check_same_classes(('a', 'b'), ['a', 'b'], 'two data sets')
+    with pytest.raises(ValueError, match="two data sets do not have the same classes: label 1 is 'b' in one and 'c'"):
+        check_same_classes(['a', 'b', 'c'], ['a', 'c', 'd'], 'two data sets')
+    with pytest.raises(ValueError, match='3 in one and 2 in the other'):
+        check_same_classes(['a', 'b', 'c'], ['a', 'b'], 'two data sets')
+
+
 def test_fewer_images_than_a_batch(tmp_path, image_folder):
     runner = runner_of(run_config(tmp_path / 'config.py', image_folder, batch_size=16), tmp_path)
     with pytest.raises(ValueError, match='8 images are less than one batch of 16 for each of 1 processes'):
@@ -84,6 +101,7 @@ def test_float16_without_a_gpu_is_an_error(tmp_path, image_folder):
     cfg = read_config(str(config), {'optim_wrapper.type': 'AmpOptimWrapper'})
     with pytest.raises(ValueError, match='AmpOptimWrapper needs a GPU'):
         prepare(cfg)
+    prepare(cfg, training=False)  # evaluation builds no optimizer
 
 
 def test_amp_option_means_bfloat16():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine import Config
+from mmengine.registry import init_default_scope
 from PIL import Image
 
 from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints, load_file
@@ -75,6 +76,7 @@ def test_classification_inferencer(demo):
 
     allow_mmengine_checkpoints()
     config, weights = fine_tuned(demo[0], 'classification')
+    init_default_scope('mmpretrain')  # as in a process of its own, whatever ran here before
     inferencer = ImageClassificationInferencer(config, pretrained=weights, device='cpu')
     (result,) = inferencer(image_of(demo[0]))
     assert result['pred_class'] in '0123456789' and abs(sum(result['pred_scores']) - 1) < 1e-4

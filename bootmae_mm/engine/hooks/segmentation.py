@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import Dataset
 
 from bootmae_mm.registry import HOOKS
 
@@ -27,8 +28,23 @@ class CheckSegmentationHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Check ``gt_sem_seg`` of the batch's samples."""
-        classes = len(runner.train_dataloader.dataset.metainfo['classes'])
+        self._check(runner.train_dataloader.dataset, data_batch)
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Check them where mmseg's metric would leave pixels of an unknown id out of the score."""
+        self._check(runner.val_dataloader.dataset, data_batch)
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Likewise."""
+        self._check(runner.test_dataloader.dataset, data_batch)
+
+    def _check(self, dataset: Dataset, data_batch: dict | None) -> None:
+        classes = len(dataset.metainfo['classes'])
         for sample in (data_batch or {}).get('data_samples', []):
+            if isinstance(sample, list):  # of one image, seen several times (test-time augmentation)
+                sample = sample[0]
+            if 'gt_sem_seg' not in sample:
+                continue
             # Counting is several times faster than sorting (unique).
             ids = torch.bincount(sample.gt_sem_seg.data.flatten()).nonzero().flatten().tolist()
             wrong = [i for i in ids if i >= classes and i != self.ignore_index]

@@ -21,7 +21,7 @@ model = dict(
         # Saves memory for time: --cfg-options model.backbone.with_cp=True
         with_cp=False,
         # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; none: model.backbone.init_cfg=None
-        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth', prefix='backbone.'),
+        init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth'),
     ),
     neck=[
         dict(type='mmseg.Feature2Pyramid', embed_dim=768, norm_cfg=dict(type='SyncBN', requires_grad=True)),
