@@ -94,8 +94,8 @@ data_root = {data!r}
 model = {model!r}
 train_pipeline = [
     dict(type='bootmae_mm.LoadRGB'),
-    dict(type='RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0), backend='pillow'),
-    dict(type='RandomFlip', prob=0.5),
+    dict(type='bootmae_mm.RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0)),
+    dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
 masking = dict(grid_size=(4, 6), ratio=0.75, min_block=2, max_block=6, roll={roll})

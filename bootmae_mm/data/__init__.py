@@ -4,7 +4,7 @@ from .datasets import Digits, ImageFolder
 from .labelled import LabelledFolder
 from .masking import MaskSampling
 from .samplers import SeededSampler
-from .transforms import LoadRGB, PackImage, RandomShift, collate
+from .transforms import LoadRGB, PackImage, RandomFlip, RandomResizedCrop, RandomShift, collate
 
 __all__ = [
     'Digits',
@@ -13,6 +13,8 @@ __all__ = [
     'LoadRGB',
     'MaskSampling',
     'PackImage',
+    'RandomFlip',
+    'RandomResizedCrop',
     'RandomShift',
     'SeededSampler',
     'collate',

@@ -40,7 +40,9 @@ class SeededDataset(BaseDataset):
         if isinstance(idx, SeededIndex):
             random.seed(idx.seed)
             np.random.seed(idx.seed)
-            torch.manual_seed(idx.seed)
+            # Not torch.manual_seed, which seeds all devices: where CUDA is not started (in workers) it notes every call
+            # for later with a stack trace, as long a list as there are images.
+            torch.default_generator.manual_seed(idx.seed)
         sample = super().__getitem__(int(idx))
         return sample if self.masking is None else self.masking(sample)
 

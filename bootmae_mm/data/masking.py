@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import random
+from collections.abc import Sequence
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -15,53 +16,126 @@ from ..models.tokens import to_pair
 # A block is drawn anew until it adds a patch and not too many; where block sizes and grid hardly fit each other, a
 # single patch is masked after so many tries, so that the loop ends. With the paper's numbers that never happens.
 MOST_TRIES = 1000
+# Blocks tried at once in all images together: more would be thrown away, fewer would take more steps.
+AT_ONCE = 512
 
 
-def block_mask(
-    grid: tuple[int, int], num_masked: int, min_block: int = 16, max_block: int = 60, min_aspect: float = 0.3
+def random_bits(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Random numbers as a pure function of a seed and a position (SplitMix64, Steele et al. 2014), broadcast.
+
+    numpy's generators give one stream each, and making one for every image takes longer than drawing its mask.
+
+    Args:
+        seeds: uint64.
+        positions: uint64.
+
+    Returns:
+        uint64, all 64 bits of which are random.
+    """
+    x = seeds + (positions + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def block_masks(
+    seeds: np.ndarray,
+    grid: tuple[int, int],
+    num_masked: int,
+    min_block: int = 16,
+    max_block: int = 60,
+    min_aspect: float = 0.3,
 ) -> np.ndarray:
-    """Mask patches in rectangular blocks until exactly ``num_masked`` are masked (BEiT's way).
+    """Mask patches in rectangular blocks until exactly ``num_masked`` are masked (BEiT's way), in many images at once.
 
     The area of a block is uniform between ``min_block`` and the smaller of ``max_block`` and what is left to mask,
-    its aspect log-uniform in [min_aspect, 1 / min_aspect], its place uniform. Drawn from Python's ``random``.
+    its aspect log-uniform in [min_aspect, 1 / min_aspect], its place uniform. An image's mask follows from its seed
+    alone.
 
     The authors' distribution. mmpretrain's ``BEiTMaskGenerator`` has another one: its ``randint`` leaves the upper
     bound out, so that no block ever touches the last row and column.
 
     Args:
-        grid: Rows and columns of patches.
+        seeds: One for each image, uint64 (B,).
+        grid: Rows and columns of patches, at most 64 each.
         num_masked: Patches to mask, in 0..rows * columns - 1.
         min_block: Smallest area of a block, in patches.
         max_block: Largest area of a block, in patches.
         min_aspect: Smallest height over width.
 
     Returns:
-        bool array (rows, columns), True = masked.
+        bool array (B, rows, columns), True = masked.
     """
     rows, columns = grid
-    mask = np.zeros(grid, dtype=bool)
-    log_aspect = math.log(min_aspect)
-    count = tries = 0
-    while count < num_masked:
-        most = min(num_masked - count, max_block)
-        tries += 1
-        if tries > MOST_TRIES:
-            row, column = random.choice(np.argwhere(~mask).tolist())
-            height = width = 1
-        else:
-            area = random.uniform(min_block, most)
-            aspect = math.exp(random.uniform(log_aspect, -log_aspect))
-            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if not (0 < height < rows and 0 < width < columns):
-                continue
-            row, column = random.randint(0, rows - height), random.randint(0, columns - width)
-        block = mask[row : row + height, column : column + width]
-        new = height * width - int(block.sum())
-        if 0 < new <= most:
-            block[:] = True
-            count += new
-            tries = 0
-    return mask
+    bands, runs = _blocks_as_bits(rows, columns)
+    share = np.float32(2**-16)  # a random number of 16 bits, as a share of one
+    log_aspect = np.float32(-math.log(min_aspect))
+    done = np.zeros((len(seeds), bands.shape[1]), runs.dtype)
+
+    # Of the images that are not done yet: their place in `done`, bits of masked patches, patches to mask, the position
+    # in their random numbers, and tries since the last block.
+    image, bits, left = np.arange(len(seeds)), done.copy(), np.full(len(seeds), num_masked, np.int32)
+    position, stalled = np.zeros(len(seeds), np.uint64), np.zeros(len(seeds), np.int64)
+    while True:
+        active = left > 0
+        if not active.all():
+            done[image[~active]] = bits[~active]
+            seeds, image, bits, left = seeds[active], image[active], bits[active], left[active]
+            position, stalled = position[active], stalled[active]
+        if not len(image):
+            return (done[:, :rows, None] >> np.arange(columns, dtype=done.dtype) & done.dtype.type(1)).astype(bool)
+
+        # Each image looks at its next blocks, and takes the first that is good: what it gets does not depend on how
+        # many it looks at.
+        tries = max(1, min(64, AT_ONCE // len(image)))
+        positions = position[:, None] + np.arange(tries, dtype=np.uint64)
+        shares = share * random_bits(seeds[:, None], positions).view(np.uint16).reshape(len(image), tries, 4)
+        most = np.minimum(left, max_block)[:, None]
+        edge = np.sqrt(min_block + (most - min_block) * shares[..., 0])
+        stretch = np.exp(log_aspect * (shares[..., 1] - np.float32(0.5)))  # the root of the aspect
+        height, width = np.rint(edge * stretch).astype(np.int32), np.rint(edge / stretch).astype(np.int32)
+        which, turn = np.nonzero((height > 0) & (height < rows) & (width > 0) & (width < columns))
+        height, width, shares = height[which, turn], width[which, turn], shares[which, turn]
+        top = (shares[:, 2] * (rows + 1 - height)).astype(np.int32)
+        start = (shares[:, 3] * (columns + 1 - width)).astype(runs.dtype)
+        block = bands[height * rows + top] & (runs[width] << start)[:, None]
+        new = np.bitwise_count((block & ~bits[which]).view(np.uint64)).sum(-1, dtype=np.int32)
+
+        good = np.flatnonzero((new > 0) & (new <= most[which, 0]) & (stalled[which] + turn < MOST_TRIES))
+        good = good[np.unique(which[good], return_index=True)[1]]  # the first of each image
+        found = which[good]
+        bits[found] |= block[good]
+        left[found] -= new[good]
+        position += np.uint64(tries)
+        stalled += tries
+        position[found] += (turn[good] + 1 - tries).astype(np.int64).astype(np.uint64)
+        stalled[found] = 0
+        for stuck in np.flatnonzero(stalled >= MOST_TRIES):
+            free = [
+                (row, column) for row in range(rows) for column in range(columns) if not bits[stuck, row] >> column & 1
+            ]
+            draw = random_bits(seeds[stuck : stuck + 1], position[stuck : stuck + 1])[0]
+            row, column = free[int(draw) % len(free)]
+            bits[stuck, row] |= runs[1] << runs.dtype.type(column)
+            left[stuck] -= 1
+            position[stuck] -= np.uint64(stalled[stuck] - MOST_TRIES)  # looked at in vain
+            stalled[stuck] = 0
+
+
+@functools.cache
+def _blocks_as_bits(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """What blocks are made of, a row of patches being the bits of a number.
+
+    Returns:
+        For every height and top (height * rows + top) all ones in the rows of such a block, (rows * rows, P), P the
+        rows, padded to whole 64-bit words; for every width so many ones, (columns,).
+    """
+    kind = next(kind for kind in (np.uint16, np.uint32, np.uint64) if columns <= np.iinfo(kind).bits)
+    per_word = 64 // np.iinfo(kind).bits
+    height, top, row = np.ogrid[:rows, :rows, : -(-rows // per_word) * per_word]
+    inside = (row >= top) & (row < top + height) & (row < rows)
+    bands = np.where(inside, np.iinfo(kind).max, 0).astype(kind)
+    return bands.reshape(rows * rows, -1), np.array([2**width - 1 for width in range(columns)], dtype=kind)
 
 
 @TRANSFORMS.register_module()
@@ -73,7 +147,9 @@ class MaskSampling(BaseTransform):
     :func:`collate`, from its first image), so that r block-masked patches come to the front and are kept.
     ``'block'``: all masked patches in blocks. ``'random'``: any.
 
-    Added keys: ``mask_order`` (int64 array (rows * columns,)), ``mask_roll`` (int) and ``num_masked`` (int).
+    As a step of a pipeline it only notes a seed: :func:`collate` draws the masks of a whole batch at once.
+
+    Added keys: ``mask_seed`` (int) and ``masking`` (this).
 
     Args:
         grid_size: Rows and columns of patches, img_size // patch_size.
@@ -109,6 +185,8 @@ class MaskSampling(BaseTransform):
             raise ValueError(
                 f'ratio {ratio} masks {self.num_masked} of {patches} patches; 0 < masked < {patches} is needed'
             )
+        if max(self.grid) > 64:
+            raise ValueError(f'grid_size must be at most 64 rows and columns, but is {self.grid}')
         if strategy not in self.STRATEGIES:
             raise ValueError(f'strategy must be one of {", ".join(self.STRATEGIES)}, but is {strategy!r}')
         if num_blocked is None:
@@ -129,14 +207,36 @@ class MaskSampling(BaseTransform):
         self.roll = roll if strategy == 'mix' else 1
 
     def transform(self, results: dict) -> dict:
-        """Add an order of the patches to ``results``."""
-        order = np.random.permutation(self.grid[0] * self.grid[1])
-        if self.strategy != 'random':
-            blocked = block_mask(self.grid, self.num_blocked, **self.block).ravel()
-            # A stable sort keeps both parts in random order.
-            order = order[np.argsort(blocked[order], kind='stable')]
-        results.update(mask_order=order, mask_roll=random.randrange(self.roll), num_masked=self.num_masked)
+        """Note the seed of the image's mask."""
+        results.update(mask_seed=int(np.random.randint(2**63, dtype=np.int64)), masking=self)
         return results
+
+    def orders(self, seeds: np.ndarray) -> np.ndarray:
+        """Orders of the patches before the roll, each a pure function of its seed: uint64 (B,) -> int64 (B, L)."""
+        patches = self.grid[0] * self.grid[1]
+        # Another stream than that of the blocks.
+        keys = random_bits((seeds ^ np.uint64(2**63))[:, None], np.arange(patches, dtype=np.uint64))
+        keys = (keys >> np.uint64(33)).astype(np.uint32)
+        if self.strategy != 'random':
+            # The highest bit sorts masked patches behind the others.
+            blocked = block_masks(seeds, self.grid, self.num_blocked, **self.block).reshape(len(seeds), patches)
+            keys |= blocked.astype(np.uint32) << np.uint32(31)
+        return keys.argsort(axis=1)
+
+    def batch(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The masks of a batch.
+
+        Args:
+            seeds: One for each image, in 0..2**63 - 1; the roll follows from the first.
+
+        Returns:
+            ids_keep (B, V) and ids_mask (B, M), int64.
+        """
+        numbers = np.array(seeds, dtype=np.uint64)
+        roll = int(random_bits(numbers[:1], np.array([2**32], dtype=np.uint64))[0]) % self.roll
+        orders = np.roll(self.orders(numbers), roll, axis=1)
+        num_kept = orders.shape[1] - self.num_masked
+        return np.ascontiguousarray(orders[:, :num_kept]), np.ascontiguousarray(orders[:, num_kept:])
 
     def __repr__(self) -> str:
         return (

@@ -1,13 +1,19 @@
-"""From a file to a batch: load, pack, collate."""
+"""From a file to a batch: load, crop, flip, pack, collate."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import mmcv
 import mmengine.fileio
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmengine.logging import print_log
+from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandomResizedCrop
+from torch.utils.data import default_collate
 
 from bootmae_mm.registry import FUNCTIONS, TRANSFORMS
 
@@ -40,17 +46,18 @@ class LoadRGB(BaseTransform):
     Args:
         crop_size: Height and width of the crop that follows; a smaller image is enlarged by the crop, which is said
             once a process. None not to look.
-        backend: Decoder, one of mmcv's (``'pillow'``, ``'cv2'``, ``'turbojpeg'``).
+        backend: Decoder. ``'auto'``: OpenCV for JPEG files, faster with the pixels of Pillow (CMYK within 1 of 255),
+            and Pillow for all others. Or one of mmcv's for all (``'pillow'``, ``'cv2'``, ``'turbojpeg'``).
         backend_args: Of mmengine's file client, for images that are not in the local file system.
 
     Raises:
         UnreadableImageError: If the file cannot be read or decoded.
     """
 
-    BACKENDS = ('pillow', 'cv2', 'turbojpeg')
+    BACKENDS = ('auto', 'pillow', 'cv2', 'turbojpeg')
 
     def __init__(
-        self, crop_size: int | tuple[int, int] | None = None, backend: str = 'pillow', backend_args: dict | None = None
+        self, crop_size: int | tuple[int, int] | None = None, backend: str = 'auto', backend_args: dict | None = None
     ) -> None:
         if backend not in self.BACKENDS:
             raise ValueError(f'backend must be one of {", ".join(self.BACKENDS)}, but is {backend!r}')
@@ -59,12 +66,29 @@ class LoadRGB(BaseTransform):
         self.backend_args = backend_args
         self._warned = False
 
+    def _read(self, path: str) -> bytes:
+        if self.backend_args is None and '://' not in path:  # mmengine's client takes as long as the reading
+            with open(path, 'rb') as file:
+                return file.read()
+        return mmengine.fileio.get(path, backend_args=self.backend_args)
+
+    def _decode(self, data: bytes) -> np.ndarray | None:
+        # OpenCV fills what is missing of a truncated file with grey; Pillow refuses it.
+        if self.backend == 'auto' and data.startswith(b'\xff\xd8') and b'\xff\xd9' in data[-1024:]:
+            if hasattr(cv2, 'IMREAD_COLOR_RGB'):  # since OpenCV 4.11: the colours need not be swapped afterwards
+                img = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            else:
+                img = mmcv.imfrombytes(data, flag='color', channel_order='rgb', backend='cv2')
+            if img is not None:
+                return img
+        backend = 'pillow' if self.backend == 'auto' else self.backend
+        return mmcv.imfrombytes(data, flag='color', channel_order='rgb', backend=backend)
+
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape``."""
         path = results['img_path']
         try:
-            data = mmengine.fileio.get(path, backend_args=self.backend_args)
-            img = mmcv.imfrombytes(data, flag='color', channel_order='rgb', backend=self.backend)
+            img = self._decode(self._read(path))
         except Exception as error:  # noqa: BLE001  decoders raise whatever they like on a broken file
             raise UnreadableImageError(path, str(error) or type(error).__name__) from error
         if img is None:
@@ -82,6 +106,72 @@ class LoadRGB(BaseTransform):
                 level=30,
             )
         results.update(img=np.ascontiguousarray(img), img_shape=img.shape[:2], ori_shape=img.shape[:2])
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomResizedCrop(MMPretrainRandomResizedCrop):
+    """mmpretrain's ``RandomResizedCrop``, the same crops, resized several times faster.
+
+    Args:
+        scale: Height and width of the result, or one number for both.
+        backend: ``'torch'``: bicubic with antialiasing, less than 0.01 of 255 from Pillow on average. ``'pillow'`` and
+            ``'cv2'``: as mmpretrain's (OpenCV does not antialias).
+        interpolation: Of the other backends; ``'torch'`` has ``'bicubic'`` and ``'bilinear'``.
+        **kwargs: As for mmpretrain's: ``crop_ratio_range``, ``aspect_ratio_range``, ``max_attempts``.
+
+    Raises:
+        ValueError: On an unknown backend or interpolation.
+    """
+
+    def __init__(
+        self,
+        scale: int | tuple[int, int],
+        backend: str = 'torch',
+        interpolation: str = 'bicubic',
+        **kwargs: Any,
+    ) -> None:
+        if backend not in ('torch', 'pillow', 'cv2'):
+            raise ValueError(f"backend must be 'torch', 'pillow' or 'cv2', but is {backend!r}")
+        if backend == 'torch' and interpolation not in ('bicubic', 'bilinear'):
+            raise ValueError(f"interpolation must be 'bicubic' or 'bilinear' with torch, but is {interpolation!r}")
+        size = to_pair(scale, 'scale')
+        super().__init__(scale=size, backend=backend, interpolation=interpolation, **kwargs)
+
+    def transform(self, results: dict) -> dict:
+        """Crop and resize ``img``."""
+        if self.backend != 'torch':
+            return super().transform(results)
+        top, left, height, width = self.rand_crop_params(results['img'])
+        img = resize(results['img'][top : top + height, left : left + width], self.scale, self.interpolation)
+        results.update(img=img, img_shape=img.shape)
+        return results
+
+
+def resize(img: np.ndarray, size: tuple[int, int], interpolation: str = 'bicubic') -> np.ndarray:
+    """Resize as Pillow does, antialiased, in a fraction of the time: uint8 (H, W, C) -> (height, width, C)."""
+    # The new axis before the permutation: then torch takes it for an image whose channels are last, and makes one;
+    # otherwise it moves every pixel twice.
+    image = torch.from_numpy(img)[None].permute(0, 3, 1, 2)
+    return F.interpolate(image, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+@TRANSFORMS.register_module()
+class RandomFlip(BaseTransform):
+    """Draws whether an image is to be mirrored (``flip``); :class:`BootMAEDataPreprocessor` does it, on the device.
+
+    Args:
+        prob: Probability, in [0, 1].
+    """
+
+    def __init__(self, prob: float = 0.5) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f'prob must be in [0, 1], but is {prob}')
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        """Add ``flip``."""
+        results['flip'] = np.random.random() < self.prob
         return results
 
 
@@ -111,7 +201,9 @@ class RandomShift(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackImage(BaseTransform):
-    """Packs a sample for :func:`collate`: the image as a uint8 tensor (C, H, W).
+    """Packs a sample for :func:`collate`: the image as a uint8 tensor (C, H, W), not moved in memory.
+
+    ``flip`` of :class:`RandomFlip` goes with it.
 
     Args:
         keys: Other keys to pass on.
@@ -124,22 +216,23 @@ class PackImage(BaseTransform):
         """Return the packed sample."""
         img = results['img']
         img = img[:, :, None] if img.ndim == 2 else img
-        packed = dict(inputs=torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1))))
+        packed = dict(inputs=torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1))
+        if 'flip' in results and 'flip_direction' not in results:  # mmcv's flip, which is done already, has both
+            packed['flip'] = results['flip']
         packed.update({key: results[key] for key in self.keys})
         return packed
 
 
 @FUNCTIONS.register_module()
 def collate(samples: list[dict]) -> dict:
-    """Stack samples; turn orders of patches into kept and masked ones.
-
-    The orders of all images are rolled by the draw of the first one: the authors draw once a batch.
+    """Stack samples; draw their masks.
 
     Args:
         samples: Of :class:`PackImage`, with the keys of :class:`MaskSampling` where the dataset has ``masking``.
 
     Returns:
-        ``inputs`` (B, C, H, W) uint8, and with masks ``ids_keep`` (B, V) and ``ids_mask`` (B, M), int64.
+        ``inputs`` (B, C, H, W) uint8, the channels last in memory; with masks ``ids_keep`` (B, V) and ``ids_mask``
+        (B, M), int64; with :class:`RandomFlip` ``flip`` (B,) bool.
 
     Raises:
         ValueError: If the images differ in size.
@@ -149,13 +242,15 @@ def collate(samples: list[dict]) -> dict:
         raise ValueError(
             f'images of one batch have different shapes {sorted(shapes)}; is there a crop in the pipeline?'
         )
-    batch = dict(inputs=torch.stack([sample['inputs'] for sample in samples]))
-    if 'mask_order' in samples[0]:
-        order = torch.from_numpy(np.stack([sample['mask_order'] for sample in samples]))
-        order = order.roll(samples[0]['mask_roll'], dims=1)
-        num_kept = order.shape[1] - samples[0]['num_masked']
-        batch.update(ids_keep=order[:, :num_kept].contiguous(), ids_mask=order[:, num_kept:].contiguous())
+    # torch's collate writes into memory shared with the main process right away, if this is a worker.
+    images = default_collate([sample['inputs'].permute(1, 2, 0) for sample in samples])
+    batch: dict = dict(inputs=images.permute(0, 3, 1, 2))
+    if 'masking' in samples[0]:
+        ids = samples[0]['masking'].batch([sample['mask_seed'] for sample in samples])
+        batch['ids_keep'], batch['ids_mask'] = map(torch.from_numpy, ids)
+    if 'flip' in samples[0]:
+        batch['flip'] = torch.tensor([bool(sample['flip']) for sample in samples])
     for key in samples[0]:
-        if key not in ('inputs', 'mask_order', 'mask_roll', 'num_masked'):
+        if key not in ('inputs', 'masking', 'mask_seed', 'flip'):
             batch[key] = [sample[key] for sample in samples]
     return batch

@@ -1,4 +1,4 @@
-"""Images to the device, then normalised there."""
+"""Images to the device, then flipped and normalised there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bootmae_mm.registry import MODELS
 
 @MODELS.register_module()
 class BootMAEDataPreprocessor(BaseDataPreprocessor):
-    """Copies a collated batch to the device as it is (images as uint8), then normalises the images.
+    """Copies a collated batch to the device as it is (images as uint8), then flips and normalises the images.
 
     Args:
         mean: Of each channel, on the scale 0..255; 127.5 in the paper.
@@ -33,7 +33,9 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Normalise ``data['inputs']``, (B, C, H, W) in RGB; other keys go through untouched.
+        """Mirror those of ``data['inputs']``, (B, C, H, W) in RGB, that ``data['flip']`` (B,) says, and normalise all.
+
+        Other keys go through untouched.
 
         Raises:
             ValueError: If there is no batch of images, or its number of channels differs from that of ``mean``.
@@ -46,5 +48,8 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
                 f'inputs must be a batch of images (B, {len(self.mean)}, H, W), but are {found}; '
                 "is collate_fn=dict(type='bootmae_mm.collate') set in the loader?"
             )
+        flip = data.pop('flip', None)
+        if flip is not None:
+            images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
         data['inputs'] = (images.float() - self.mean) / self.std
         return data

@@ -5,16 +5,30 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandomResizedCrop
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
-from bootmae_mm.data import Digits, ImageFolder, LoadRGB, PackImage, RandomShift, SeededSampler, collate
+from bootmae_mm.data import (
+    Digits,
+    ImageFolder,
+    LoadRGB,
+    MaskSampling,
+    PackImage,
+    RandomFlip,
+    RandomResizedCrop,
+    RandomShift,
+    SeededSampler,
+    collate,
+)
 from bootmae_mm.data.samplers import SeededIndex
 from bootmae_mm.data.transforms import UnreadableImageError
+from bootmae_mm.models import BootMAEDataPreprocessor
 
 PIPELINE = [
     dict(type='bootmae_mm.LoadRGB'),
-    dict(type='RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0), backend='pillow'),
-    dict(type='RandomFlip', prob=0.5),
+    dict(type='bootmae_mm.RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0)),
+    dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
 MASKING = dict(grid_size=(4, 6), min_block=2, max_block=6)
@@ -47,7 +61,7 @@ def test_batches_do_not_depend_on_workers_but_on_the_epoch(image_folder):
         helped.sampler.set_epoch(epoch)
         batches = list(alone)
         for a, b in zip(batches, helped, strict=True):
-            assert a.keys() == b.keys() == {'inputs', 'ids_keep', 'ids_mask'}
+            assert a.keys() == b.keys() == {'inputs', 'ids_keep', 'ids_mask', 'flip'}
             assert all(torch.equal(a[key], b[key]) for key in a)
         epochs.append(batches)
     assert not torch.equal(epochs[0][0]['ids_mask'], epochs[1][0]['ids_mask'])
@@ -70,13 +84,11 @@ def test_seeds_do_not_depend_on_the_number_of_processes():
     assert found == wanted and len({seed for _, seed in wanted}) == 8
 
 
-def test_roll_of_a_batch_brings_blocked_patches_to_the_front():
-    samples = [
-        dict(inputs=torch.zeros(3, 2, 2), mask_order=np.arange(6) + 0, mask_roll=roll, num_masked=4) for roll in (2, 0)
-    ]
-    batch = collate(samples)  # both by the draw of the first
-    assert batch['ids_keep'].tolist() == [[4, 5], [4, 5]]
-    assert batch['ids_mask'].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+def test_masks_of_a_batch_are_those_of_its_seeds():
+    masking = MaskSampling(**MASKING)
+    batch = collate([dict(inputs=torch.zeros(3, 2, 2), mask_seed=seed, masking=masking) for seed in (5, 9)])
+    assert all((batch[key].numpy() == ids).all() for key, ids in zip(('ids_keep', 'ids_mask'), masking.batch([5, 9])))
+    assert batch.keys() == {'inputs', 'ids_keep', 'ids_mask'}
 
 
 def test_collate_refuses_images_of_different_sizes():
@@ -214,3 +226,99 @@ def test_seeded_index_is_an_int_that_survives_pickling():
 
     index = pickle.loads(pickle.dumps(SeededIndex(5, 42)))
     assert index == 5 and index.seed == 42
+
+
+def photographs(folder):
+    """scikit-learn's two photographs (427 x 640) as JPEG files of two kinds, 54 KB for 500 x 375 or so."""
+    paths = []
+    for number, img in enumerate(load_sample_images().images):
+        for quality, subsampling in ((90, '4:2:0'), (75, '4:4:4')):
+            paths.append(folder / f'{number}_{quality}.jpg')
+            Image.fromarray(img).save(paths[-1], quality=quality, subsampling=subsampling)
+    return paths
+
+
+def test_jpegs_have_the_pixels_that_pillow_gives(tmp_path):
+    paths = photographs(tmp_path)
+    first = Image.open(paths[0])
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        paths.append(tmp_path / f'turned_{orientation}.jpg')
+        first.save(paths[-1], exif=exif)
+    for mode in ('L', 'CMYK'):
+        paths.append(tmp_path / f'{mode}.jpg')
+        first.convert(mode).save(paths[-1])
+    paths.append(tmp_path / 'progressive.jpg')
+    first.save(paths[-1], progressive=True)
+    for path in paths:
+        fast, exact = (LoadRGB(backend=backend)(dict(img_path=str(path)))['img'] for backend in ('auto', 'pillow'))
+        assert fast.shape == exact.shape, path
+        most = 1 if path.stem == 'CMYK' else 0  # they round differently when they mix black in
+        assert np.abs(fast.astype(int) - exact).max() <= most, path
+
+
+def test_a_jpeg_whose_end_is_missing_is_not_filled_with_grey(tmp_path):
+    path = photographs(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:20000])
+    with pytest.raises(UnreadableImageError, match='0_90.jpg'):
+        LoadRGB()(dict(img_path=str(path)))
+
+
+def test_crops_are_those_of_mmpretrain_and_resized_as_by_pillow(tmp_path):
+    options = dict(scale=(224, 192), crop_ratio_range=(0.2, 1.0))
+    exact = MMPretrainRandomResizedCrop(backend='pillow', interpolation='bicubic', **options)
+    fast = RandomResizedCrop(**options)
+    differences = []
+    for seed, path in enumerate(photographs(tmp_path) * 5):
+        results = LoadRGB(backend='pillow')(dict(img_path=str(path)))
+        pictures, draws = [], set()
+        for transform in (exact, fast, RandomResizedCrop(backend='pillow', **options)):
+            np.random.seed(seed)
+            pictures.append(transform(dict(results))['img'].astype(int))
+            draws.add(np.random.random())
+        assert len(draws) == 1  # each drew as many random numbers
+        assert pictures[1].shape == (224, 192, 3) and (pictures[0] == pictures[2]).all()
+        differences.append(np.abs(pictures[0] - pictures[1]).mean())
+    assert max(differences) < 0.02  # of 255; of another crop it would be tens
+
+
+def test_images_smaller_than_the_crop_are_enlarged(tmp_path):
+    img = np.random.randint(0, 255, (9, 7, 3), np.uint8)
+    assert RandomResizedCrop(scale=16)(dict(img=img))['img'].shape == (16, 16, 3)
+    assert RandomResizedCrop(scale=16)(dict(img=img[:1, :1]))['img'].shape == (16, 16, 3)
+
+
+def test_flips_are_done_after_the_collate():
+    np.random.seed(0)
+    samples = []
+    for _ in range(200):
+        results = RandomFlip(prob=0.25)(dict(img=np.random.randint(0, 255, (4, 6, 3), np.uint8)))
+        samples.append(PackImage()(results))
+    batch = collate(samples)
+    assert batch['flip'].dtype == torch.bool and 0.15 < batch['flip'].float().mean() < 0.35
+    inputs, flip = batch['inputs'].clone(), batch['flip'].clone()
+    found = BootMAEDataPreprocessor(mean=[0.0] * 3, std=[1.0] * 3)(batch)
+    assert found.keys() == {'inputs'}
+    for image, turned, result in zip(inputs, flip, found['inputs'], strict=True):
+        assert torch.equal(result, (image.flip(2) if turned else image).float())
+
+
+def test_flips_of_mmcv_are_not_done_twice():
+    results = dict(img=np.zeros((2, 2, 3), np.uint8), flip=True, flip_direction='horizontal')
+    assert 'flip' not in PackImage()(results)
+    assert 'flip' not in PackImage()(dict(results, flip=False, flip_direction=None))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: RandomResizedCrop(scale=4, backend='magick'), 'backend must be'),
+        (lambda: RandomResizedCrop(scale=4, interpolation='lanczos'), 'interpolation must be'),
+        (lambda: RandomResizedCrop(scale=0), 'scale must be'),
+        (lambda: RandomFlip(prob=2), 'prob must be'),
+    ],
+)
+def test_impossible_crops_and_flips(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

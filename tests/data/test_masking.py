@@ -4,7 +4,9 @@ import random
 import numpy as np
 import pytest
 
-from bootmae_mm.data.masking import MaskSampling, block_mask
+from bootmae_mm.data.masking import MOST_TRIES, MaskSampling, block_masks, random_bits
+
+SEEDS = random_bits(np.arange(3000, dtype=np.uint64), np.zeros(1, dtype=np.uint64))
 
 
 def slow_block_mask(rows, columns, num_masked, smallest, largest, aspect):
@@ -37,7 +39,7 @@ def statistics(masks):
 def test_block_masks_have_the_authors_distribution():
     random.seed(0)
     count = 3000
-    fast = [block_mask((14, 14), 120) for _ in range(count)]
+    fast = list(block_masks(SEEDS, (14, 14), 120))
     slow = [slow_block_mask(14, 14, 120, 16, 60, 0.3) for _ in range(count)]
     assert all(mask.sum() == 120 for mask in fast)
     (places, blocky, spread), (wanted, wanted_blocky, wanted_spread) = statistics(fast), statistics(slow)
@@ -53,48 +55,81 @@ def test_block_masks_have_the_authors_distribution():
 
 @pytest.mark.parametrize(('grid', 'masked'), [((4, 6), 15), ((2, 2), 3), ((3, 9), 1), ((14, 14), 195)])
 def test_block_masks_of_any_grid_are_exact_and_end(grid, masked):
-    for _ in range(20):
-        mask = block_mask(grid, masked, min_block=4, max_block=9)
-        assert mask.shape == grid and mask.sum() == masked
+    masks = block_masks(SEEDS[:20], grid, masked, min_block=4, max_block=9)
+    assert masks.shape == (20, *grid) and (masks.sum(axis=(1, 2)) == masked).all()
+
+
+@pytest.mark.parametrize(('grid', 'masked'), [((14, 14), 120), ((3, 9), 20), ((20, 40), 600), ((64, 64), 3000)])
+def test_a_mask_does_not_depend_on_the_others_of_its_batch(grid, masked, monkeypatch):
+    together = block_masks(SEEDS[:40], grid, masked, min_block=9, max_block=30)
+    for index in (0, 7, 39):
+        assert (block_masks(SEEDS[index : index + 1], grid, masked, min_block=9, max_block=30) == together[index]).all()
+    monkeypatch.setattr('bootmae_mm.data.masking.AT_ONCE', 100)
+    assert (block_masks(SEEDS[:40], grid, masked, min_block=9, max_block=30) == together).all()
+    assert len({mask.tobytes() for mask in together}) > 20
+
+
+def test_blocks_that_hardly_fit_end_in_single_patches():
+    # Blocks of 4 or more patches, but a last patch to mask: never a block that is good, for none covers what is masked.
+    masks = block_masks(SEEDS[:5], (2, 3), 5, min_block=1, max_block=1)
+    assert (masks.sum(axis=(1, 2)) == 5).all() and MOST_TRIES == 1000
+
+
+def test_random_bits_are_those_of_splitmix64():
+    # First outputs for seed 1234567, from the reference program in C (Vigna, prng.di.unimi.it/splitmix64.c).
+    wanted = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert random_bits(np.array([1234567], np.uint64), np.arange(5, dtype=np.uint64)).tolist() == wanted
 
 
 def orders(**options):
     sampling = MaskSampling(**options)
-    return sampling, [sampling({}) for _ in range(200)]
+    return sampling, sampling.orders(SEEDS[:200])
 
 
 def test_mix_keeps_visible_patches_first_then_blocks():
     sampling, drawn = orders(grid_size=14, strategy='mix')
-    assert sampling.num_masked == 147
-    assert {sample['mask_roll'] for sample in drawn} == {0, 1, 2, 3}
-    blockiness = []
-    for sample in drawn:
-        order = sample['mask_order']
-        assert sorted(order.tolist()) == list(range(196))
-        blocked = np.zeros(196, dtype=bool)
-        blocked[order[-120:]] = True  # the end of the order is the block mask
-        blocked = blocked.reshape(14, 14)
-        blockiness.append((blocked[:, 1:] & blocked[:, :-1]).sum() / blocked[:, :-1].sum())
-    assert np.mean(blockiness) > 0.78
+    assert sampling.num_masked == 147 and sampling.roll == 4
+    assert (np.sort(drawn, axis=1) == np.arange(196)).all()
+    blocked = np.zeros((200, 196), dtype=bool)
+    np.put_along_axis(blocked, drawn[:, -120:], True, axis=1)  # the end of the order is the block mask
+    blocked = blocked.reshape(-1, 14, 14)
+    assert (blocked == block_masks(SEEDS[:200], (14, 14), 120)).all()
+    # Both parts are in random order: the mean place of a patch in its part does not depend on its index.
+    for part in (drawn[:, :76], drawn[:, 76:]):
+        places = np.argsort(part, axis=1).mean(axis=0) / part.shape[1]
+        assert np.abs(places - 0.5).max() < 5 * 0.29 / 200**0.5
+
+
+def test_a_batch_is_rolled_as_one():
+    sampling = MaskSampling(grid_size=14, strategy='mix')
+    rolls = set()
+    for start in range(40):
+        seeds = SEEDS[start : start + 3] >> np.uint64(1)
+        ids_keep, ids_mask = sampling.batch(seeds.tolist())
+        assert ids_keep.shape == (3, 49) and ids_mask.shape == (3, 147) and ids_keep.dtype == ids_mask.dtype == np.int64
+        order = sampling.orders(seeds)
+        together = np.concatenate([ids_keep, ids_mask], axis=1)
+        (roll,) = [r for r in range(4) if (np.roll(order, r, axis=1) == together).all()]
+        # The first patches kept are the last of the block mask.
+        assert (ids_keep[:, :roll] == order[:, 196 - roll :]).all()
+        rolls.add(roll)
+    assert rolls == {0, 1, 2, 3}
 
 
 def test_random_masks_are_uniform():
-    _, drawn = orders(grid_size=(4, 6), ratio=0.5, strategy='random')
-    assert {sample['mask_roll'] for sample in drawn} == {0}
-    first = np.bincount([int(sample['mask_order'][0]) for sample in drawn], minlength=24)
+    sampling, drawn = orders(grid_size=(4, 6), ratio=0.5, strategy='random')
+    assert sampling.roll == 1
+    first = np.bincount(drawn[:, 0], minlength=24)
     assert first.max() < 25  # 200 / 24 = 8.3 on average
-    assert len({tuple(sample['mask_order']) for sample in drawn}) == 200
+    assert len({tuple(order) for order in drawn}) == 200
 
 
 def test_block_strategy_masks_in_blocks_only():
     sampling, drawn = orders(grid_size=14, strategy='block')
-    assert sampling.num_blocked == 147 and {sample['mask_roll'] for sample in drawn} == {0}
-    masks = []
-    for sample in drawn:
-        mask = np.zeros(196, dtype=bool)
-        mask[sample['mask_order'][49:]] = True
-        masks.append(mask.reshape(14, 14))
-    assert statistics(masks)[1] > 0.84  # of random masks it would be 0.75
+    assert sampling.num_blocked == 147 and sampling.roll == 1
+    masks = np.zeros((200, 196), dtype=bool)
+    np.put_along_axis(masks, drawn[:, 49:], True, axis=1)
+    assert statistics(masks.reshape(-1, 14, 14))[1] > 0.84  # of random masks it would be 0.75
 
 
 @pytest.mark.parametrize(
@@ -109,6 +144,7 @@ def test_block_strategy_masks_in_blocks_only():
         (dict(roll=0), 'roll'),
         (dict(grid_size=(1, 8)), 'two rows'),
         (dict(grid_size=0), 'grid_size'),
+        (dict(grid_size=(8, 65)), 'at most 64'),
     ],
 )
 def test_impossible_options(options, message):

@@ -3,8 +3,10 @@ data_root = 'data/imagenet'
 
 train_pipeline = [
     dict(type='bootmae_mm.LoadRGB', crop_size=224),
-    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5),
+    # The exact bytes of Pillow: backend='pillow' here and in LoadRGB.
+    dict(type='bootmae_mm.RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0)),
+    # Drawn here, done on the device.
+    dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
 test_pipeline = [
