@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-upstream demo demo-transfer test test-fast test-upstream lint lock parity clean
+.PHONY: help install install-upstream demo demo-transfer bench test test-fast test-upstream lint lock parity clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,6 +20,13 @@ demo: install  ## pretrain on real images for three minutes and show what was le
 
 demo-transfer: install  ## fine-tune the demo's checkpoint for three tasks, against training from scratch
 	@$(BIN)/python tools/demo_transfer.py
+
+bench: install  ## how fast a training step and the loader are on this machine
+	@mkdir -p work_dirs/benchmark
+	@$(BIN)/python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 8 --warmup 1 --repeats 3 \
+	  --against mae --json work_dirs/benchmark/step.json
+	@echo
+	@$(BIN)/python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --json work_dirs/benchmark/loader.json
 
 test: install  ## the whole test suite
 	@$(BIN)/python -m pytest

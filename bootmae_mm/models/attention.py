@@ -26,15 +26,21 @@ def without_key_bias(bias: Tensor | None, before: int, keys: int) -> Tensor | No
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float = 0.0, bias: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Multi-head attention with scale head_width ** -0.5: (B, Q, W), (B, K, W), (B, K, W) -> (B, Q, W).
 
-    ``bias`` (heads, Q, K) is added to the logits.
+    ``bias`` (heads, Q, K) is added to the logits; ``scale`` is another factor of the logits.
     """
     query, key, value = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     bias = None if bias is None else bias.to(query.dtype)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -144,10 +150,18 @@ class SelfAttention(MultiheadAttention):
         return self.out_drop(self.gamma1(self.proj_drop(self.proj(out))))
 
 
+def pad_heads(x: Tensor, dim: int, head_width: int, padded: int) -> Tensor:
+    """Widen every head of a weight or bias from ``head_width`` to ``padded`` with zeros, along ``dim``."""
+    after = 2 * (x.dim() - 1 - dim)  # F.pad counts from the last dimension
+    return F.pad(x.unflatten(dim, (-1, head_width)), [0] * after + [0, padded - head_width]).flatten(dim, dim + 1)
+
+
 class DecoderAttention(nn.Module):
     """Attention of the decoders: queries from one sequence, keys and values from the same or another.
 
     The inner width is ``num_heads * (query_dims // num_heads)``: with 512 and 12 heads 504, as in the authors' weights.
+    Fused kernels want heads of a multiple of 8, so that 42 are computed as 48: the weights get rows of zeros, which
+    change no logit and no output.
 
     Args:
         query_dims: Width of the asking tokens and of the output.
@@ -167,6 +181,17 @@ class DecoderAttention(nn.Module):
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """(B, Q, query_dims), (B, N, context_dims) -> (B, Q, query_dims)."""
-        bias = without_key_bias(self.kv.bias, 0, self.inner_dims)
-        k, v = F.linear(context, self.kv.weight, bias).chunk(2, dim=2)
-        return self.proj(attend(self.q(query), k, v, self.num_heads))
+        query_weight, query_bias = self.q.weight, self.q.bias
+        weight, bias = self.kv.weight, without_key_bias(self.kv.bias, 0, self.inner_dims)
+        out_weight = self.proj.weight
+        head_width = self.inner_dims // self.num_heads
+        padded = head_width + -head_width % 8
+        if padded != head_width:
+            query_weight, query_bias, weight, bias = (
+                pad_heads(x, 0, head_width, padded) for x in (query_weight, query_bias, weight, bias)
+            )
+            out_weight = pad_heads(out_weight, 1, head_width, padded)
+        q = F.linear(query, query_weight, query_bias)
+        k, v = F.linear(context, weight, bias).chunk(2, dim=2)
+        out = attend(q, k, v, self.num_heads, scale=head_width**-0.5)
+        return F.linear(out, out_weight, self.proj.bias)

@@ -31,15 +31,24 @@ def test_fewer_queries_give_the_same_rows():
     torch.testing.assert_close(attention(x, x[:, 3:]), attention(x)[:, 3:])
 
 
-def test_decoder_attention_by_hand_with_a_head_width_that_does_not_divide():
-    attention = DecoderAttention(16, 10, 3)  # heads of 5: inner width 15
+@pytest.mark.parametrize('batch', [1, 2])
+def test_decoder_attention_by_hand_with_a_head_width_that_is_padded(batch):
+    attention = DecoderAttention(16, 10, 3)  # heads of 5, computed as 8: inner width 15
     assert attention.proj.weight.shape == (16, 15)
     torch.nn.init.normal_(attention.kv.bias)
-    query, context = torch.randn(2, 4, 16), torch.randn(2, 7, 10)
+    query, context = torch.randn(batch, 4, 16), torch.randn(batch, 7, 10)
     k, v = attention.kv(context).chunk(2, dim=2)
-    torch.testing.assert_close(attention(query, context), attention.proj(plain(attention.q(query), k, v, 3)))
-    attention(query, context).square().sum().backward()
-    assert torch.equal(attention.kv.bias.grad[:15], torch.zeros(15))
+    wanted = attention.proj(plain(attention.q(query), k, v, 3))
+    torch.testing.assert_close(attention(query, context), wanted)
+    names, parameters = zip(*attention.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(wanted.square().sum(), parameters)
+    for name, found, by_hand in zip(
+        names, torch.autograd.grad(attention(query, context).square().sum(), parameters), gradients, strict=True
+    ):
+        if name == 'kv.bias':
+            assert torch.equal(found[:15], torch.zeros(15))
+            found, by_hand = found[15:], by_hand[15:]
+        torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_impossible_number_of_heads():

@@ -61,9 +61,10 @@ def test_help_has_an_example(script):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, image_folder):
-    one = run_config(tmp_path / 'one.py', image_folder, batch_size=4, roll=1)
-    two = run_config(tmp_path / 'two.py', image_folder, batch_size=2, roll=1)
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, image_folder, accumulate):
+    one = run_config(tmp_path / 'one.py', image_folder, batch_size=4, roll=1, accumulate=accumulate)
+    two = run_config(tmp_path / 'two.py', image_folder, batch_size=2, roll=1, accumulate=accumulate)
     status, _, err = shell(sys.executable, ROOT / 'tools/train.py', one, '--work-dir', tmp_path / 'a')
     assert status == 0, err[-2000:]
     status, _, err = shell(ROOT / 'tools/dist_train.sh', two, 2, '--work-dir', tmp_path / 'b', PORT=free_port())
@@ -72,7 +73,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, image_folder):
     alone, together = read_scalars(tmp_path / 'a'), read_scalars(tmp_path / 'b')
     assert len(alone) == len(together) == 6
     for a, b in zip(alone, together, strict=True):
-        for name in ('loss', 'pixel_loss', 'feature_loss', 'grad_norm', 'lr', 'ema_decay'):
+        names = {'loss', 'pixel_loss', 'feature_loss', 'lr', 'ema_decay'}
+        # There is a norm where the optimizer stepped.
+        for name in names | ({'grad_norm'} if a['step'] % accumulate == 0 else set()):
             assert b[name] == pytest.approx(a[name], rel=2e-4), (a['step'], name)
     states = [torch.load(tmp_path / folder / 'epoch_3.pth', weights_only=False)['state_dict'] for folder in 'ab']
     for name, value in states[0].items():

@@ -1,5 +1,6 @@
 """Hooks."""
 
+from .compilation import CompileHook
 from .monitor import MonitorHook
 from .pictures import CurvesHook, ReconstructionHook
 from .segmentation import CheckSegmentationHook
@@ -8,6 +9,7 @@ from .teacher import BootMAEEMAHook, FeatureWeightHook
 __all__ = [
     'CheckSegmentationHook',
     'BootMAEEMAHook',
+    'CompileHook',
     'CurvesHook',
     'FeatureWeightHook',
     'MonitorHook',

@@ -38,6 +38,16 @@ def ema_update(teacher: Sequence[Tensor], student: Sequence[Tensor], decay: floa
     torch._foreach_lerp_(list(teacher), list(student), 1.0 - decay)
 
 
+def moving_pairs(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """What :func:`ema_update` moves in a :class:`BootMAE`: parameters of the teacher, and of the student beside them.
+
+    Fixed position embeddings are equal already; buffers there are none.
+    """
+    teacher = dict(model.teacher.named_parameters())
+    student = {name: parameter for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}
+    return [teacher[name] for name in student], list(student.values())
+
+
 @HOOKS.register_module()
 class BootMAEEMAHook(Hook):
     """Moves the momentum encoder after every step of the optimizer.
@@ -76,12 +86,7 @@ class BootMAEEMAHook(Hook):
         if not runner._resume:
             model.reset_teacher()
             runner.logger.info('The teacher starts as a copy of the student.')
-        pairs = dict(model.teacher.named_parameters())
-        student = dict(model.backbone.named_parameters())
-        # Fixed position embeddings are equal already; buffers there are none.
-        moving = [name for name, parameter in student.items() if parameter.requires_grad]
-        self._teacher = [pairs[name] for name in moving]
-        self._student = [student[name] for name in moving]
+        self._teacher, self._student = moving_pairs(model)
         runner.optim_wrapper.optimizer.register_step_post_hook(self._note_step)
 
     def _note_step(self, *_: object) -> None:

@@ -14,6 +14,12 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     reconstruction=dict(type='bootmae_mm.ReconstructionHook', interval=20, num_images=4),
     curves=dict(type='bootmae_mm.CurvesHook'),
+    # Blocks of the model through torch.compile: --cfg-options default_hooks.compile.enabled=True
+    compile=dict(type='bootmae_mm.CompileHook', enabled=False),
 )
+
+# Of several processes: gradients live in the buckets that are sent. (static_graph=True fails where gradients are
+# accumulated.)
+model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True)
 
 visualizer = dict(type='Visualizer', vis_backends={{_base_.vis_backends}})

@@ -6,7 +6,7 @@ optim_wrapper = dict(
     # 8 GPUs x 256 images x 2 = 4096
     accumulative_counts=2,
     constructor='bootmae_mm.GroupedOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr=1.5e-4 * 4096 / 256, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-4 * 4096 / 256, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, fused=True),
 )
 # --auto-scale-lr scales lr to the effective batch of the run (GPUs x batch_size; accumulation is not counted, so the
 # base is 4096 over accumulative_counts).

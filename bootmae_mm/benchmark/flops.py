@@ -1,0 +1,88 @@
+"""Multiply-adds of a pretraining step, counted from the model's shapes."""
+
+from __future__ import annotations
+
+from bootmae_mm.models import BootMAE, BootMAEViT
+from bootmae_mm.models.neck import DecoderBlock, TargetAwareDecoder
+
+# Forward, gradient of the inputs, gradient of the weights: each as much again.
+TRAINED = 3
+# The patch embedding has no gradient of its inputs.
+TRAINED_FIRST = 2
+
+
+def step_macs(model: BootMAE, num_masked: int, needed: bool = False) -> dict[str, float]:
+    """Multiply-adds an image of a training step: products of matrices (attention's included), nothing else.
+
+    Args:
+        model: Of a pretraining config.
+        num_masked: Masked patches of an image, M.
+        needed: False: the method as written down, all tokens in all blocks; what throughput is compared by, whatever a
+            program saves. True: what is computed here, where the last blocks answer for masked patches only and the
+            student embeds the kept ones only.
+
+    Returns:
+        ``student``, ``teacher``, ``pixel`` and ``feature`` (decoder and head), those that there are -> multiply-adds,
+        forward and, where it is trained, backward.
+    """
+    backbone = model.backbone
+    patches = backbone.grid_size[0] * backbone.grid_size[1]
+    kept = patches - num_masked
+    extra = backbone.num_extra_tokens
+    parts = dict(
+        student=TRAINED_FIRST * (kept if needed else patches) * _embedding(backbone)
+        + TRAINED * backbone.num_layers * _encoder_block(backbone, kept + extra)
+    )
+    if model.feature_head is not None:
+        teacher = model.teacher
+        last = num_masked if needed else None
+        parts['teacher'] = (
+            patches * _embedding(teacher)
+            + (teacher.num_layers - 1) * _encoder_block(teacher, patches + extra)
+            + _encoder_block(teacher, patches + extra, last)
+        )
+    for name, head in (('pixel', model.pixel_head), ('feature', model.feature_head)):
+        if head is not None:
+            answers = num_masked if needed else patches
+            decoder = model.neck.decoders[name]
+            parts[name] = TRAINED * (
+                _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
+                + answers * head.projection.weight.numel()
+            )
+    return parts
+
+
+def _embedding(encoder: BootMAEViT) -> int:
+    return encoder.patch_embed.projection.weight.numel()
+
+
+def _attention(queries: int, keys: int, width: int) -> int:
+    """Logits and weighted sum."""
+    return 2 * queries * keys * width
+
+
+def _encoder_block(encoder: BootMAEViT, tokens: int, queries: int | None = None) -> int:
+    width, inner = encoder.embed_dims, encoder.arch_settings['feedforward_channels']
+    queries = tokens if queries is None else queries
+    keys_and_values = 2 * tokens * width**2
+    return keys_and_values + 2 * queries * width**2 + _attention(queries, tokens, width) + 2 * queries * width * inner
+
+
+def _decoder(decoder: TargetAwareDecoder, embed_dims: int, visible: int, num_masked: int, needed: bool) -> int:
+    tokens = visible + num_masked
+    blocks = list(decoder.blocks)
+    total = visible * embed_dims * decoder.width
+    total += sum(_decoder_block(block, tokens, visible) for block in blocks[:-1])
+    return total + _decoder_block(blocks[-1], tokens, visible, num_masked if needed else None)
+
+
+def _decoder_block(block: DecoderBlock, tokens: int, visible: int, queries: int | None = None) -> int:
+    queries = tokens if queries is None else queries
+    attention = block.self_attn
+    width, inner = attention.q.in_features, attention.inner_dims
+    total = 2 * queries * width * inner + 2 * tokens * width * inner + _attention(queries, tokens, inner)
+    if block.injects:
+        attention = block.cross_attn
+        total += 2 * queries * width * attention.inner_dims + _attention(queries, visible, attention.inner_dims)
+        total += visible * attention.kv.weight.numel()
+    return total + 2 * queries * width * block.mlp.layers[0][0].out_features

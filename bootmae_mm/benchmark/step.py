@@ -1,0 +1,151 @@
+"""One training step of a pretraining config, on made-up images."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+
+from bootmae_mm.data import MaskSampling
+from bootmae_mm.engine.hooks.teacher import ema_update, moving_pairs
+from bootmae_mm.registry import MODELS
+
+from .flops import step_macs
+from .timing import Stopwatch, matrix_ceiling, peak_memory, reset_peak_memory, seconds_of
+
+DECAY = 0.999
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without mmengine's log lines about how weights were initialised."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def random_batch(cfg: Config, batch: int, seed: int = 0) -> dict:
+    """A collated batch as the config's loader would give it: uint8 images, and masks.
+
+    Args:
+        cfg: A pretraining config.
+        batch: Number of images.
+        seed: Of images and masks.
+
+    Returns:
+        ``inputs`` (B, 3, H, W), ``ids_keep`` (B, V), ``ids_mask`` (B, M).
+    """
+    size = cfg.model.backbone.img_size
+    height, width = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
+    masking = MaskSampling(**cfg.train_dataloader.dataset.masking)
+    ids_keep, ids_mask = masking.batch([seed * batch + index for index in range(batch)])
+    return dict(
+        inputs=images.permute(0, 3, 1, 2), ids_keep=torch.from_numpy(ids_keep), ids_mask=torch.from_numpy(ids_mask)
+    )
+
+
+class TrainingStep:
+    """Forward, backward, optimizer and momentum encoder, as in a run of the config, without the Runner around.
+
+    Args:
+        cfg: A pretraining config. Gradients are not accumulated: every step has all parts.
+        batch: Images of a step.
+        device: Where it runs.
+        dtype: ``'float32'`` or ``'bfloat16'``; the config's by default.
+    """
+
+    def __init__(self, cfg: Config, batch: int, device: torch.device, dtype: str | None = None) -> None:
+        init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+        self.device = device
+        self.batch = batch
+        torch.manual_seed(0)
+        with quiet():
+            self.model = MODELS.build(cfg.model)
+            self.model.init_weights()
+            self.model.to(device).train()
+            wrapper = dict(cfg.optim_wrapper, accumulative_counts=1)
+            if dtype is not None:
+                wrapper.update(type='bootmae_mm.AutocastOptimWrapper', dtype=dtype)
+            self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
+        self.dtype = getattr(self.optim_wrapper, 'dtype', torch.float32)
+        self.teacher, self.student = moving_pairs(self.model) if self.model.has_momentum_teacher else ([], [])
+        self.data = random_batch(cfg, batch)
+
+    def __call__(self) -> None:
+        """One step. The batch is copied to the device in each, as in training."""
+        self.model.train_step(dict(self.data), self.optim_wrapper)
+        self.move_teacher()
+
+    def move_teacher(self) -> None:
+        """Move the momentum encoder, if there is one."""
+        if self.teacher:
+            ema_update(self.teacher, self.student, DECAY)
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Median seconds of the parts of a step; waiting at their borders makes the sum larger than a step."""
+        model, wrapper = self.model, self.optim_wrapper
+        methods: list[tuple[object, str, str]] = [
+            (model.backbone, 'encode_visible', 'student'),
+            (model.neck, 'forward', 'decoders and heads'),
+            (wrapper, 'backward', 'backward'),
+            (wrapper, 'step', 'optimizer'),
+            (self, 'move_teacher', 'EMA'),
+        ]
+        if model.pixel_head is not None:
+            methods.append((model.pixel_head, 'loss', 'decoders and heads'))
+        if model.feature_head is not None:
+            methods += [(model, 'teacher_features', 'teacher')]
+            methods += [(model.feature_head, name, 'decoders and heads') for name in ('forward', 'loss')]
+        found: dict[str, list[float]] = {}
+        for _ in range(repeats):
+            watch = Stopwatch(self.device)
+            with watch.part('step'), watch.watching(*methods):
+                self()
+            total = watch.seconds.pop('step')
+            watch.seconds['rest'] = total - sum(watch.seconds.values())
+            for name, seconds in watch.seconds.items():
+                found.setdefault(name, []).append(seconds)
+        return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def measure_step(step: TrainingStep, warmup: int, repeats: int) -> dict:
+    """Time, memory and arithmetic of a step.
+
+    Returns:
+        ``images_per_second``, ``step_ms``, ``parts_ms``, ``peak_memory_bytes``, ``macs_per_image`` (of the method) and
+        ``macs_needed`` (what is computed), ``flops`` (the method's, FLOP/s), ``ceiling_flops`` (of a matrix product)
+        and ``share_of_ceiling``.
+    """
+    reset_peak_memory(step.device)
+    seconds = statistics.median(seconds_of(step, step.device, warmup, repeats))
+    memory = peak_memory(step.device)
+    macs = step_macs(step.model, step.data['ids_mask'].shape[1])
+    needed = step_macs(step.model, step.data['ids_mask'].shape[1], needed=True)
+    flops = 2 * sum(macs.values()) * step.batch / seconds
+    ceiling = matrix_ceiling(step.device, step.dtype)
+    return dict(
+        batch=step.batch,
+        dtype=str(step.dtype).removeprefix('torch.'),
+        images_per_second=step.batch / seconds,
+        step_ms=1e3 * seconds,
+        parts_ms={name: 1e3 * value for name, value in step.parts(repeats).items()},
+        peak_memory_bytes=memory,
+        macs_per_image=macs,
+        macs_needed=needed,
+        flops=flops,
+        ceiling_flops=ceiling,
+        share_of_ceiling=flops / ceiling,
+    )

@@ -1,0 +1,118 @@
+"""Timing on a CPU or a GPU: warm-up, medians, the name of the device, and what it can do at most."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """What was measured on, such as ``'NVIDIA H200'`` or ``'AMD EPYC 9R14, 2 threads'``."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    info = Path('/proc/cpuinfo')
+    names = [line.split(':', 1)[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
+    return f'{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+
+
+def seconds_of(function: Callable[[], object], device: torch.device, warmup: int, repeats: int) -> list[float]:
+    """Seconds of every one of ``repeats`` calls, after ``warmup`` calls that do not count."""
+    for _ in range(warmup):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def alternately(
+    functions: dict[str, Callable[[], object]], device: torch.device, warmup: int, repeats: int
+) -> dict[str, float]:
+    """Median seconds of several functions, called in turns so that a busy moment of the machine hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(warmup + repeats):
+        for name, function in functions.items():
+            (taken,) = seconds_of(function, device, 0, 1)
+            if turn >= warmup:
+                seconds[name].append(taken)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product on this device: the best of some, for it is to be a ceiling."""
+    edge = 8192 if device.type == 'cuda' else 2048
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    return 2 * edge**3 / min(seconds_of(lambda: a @ b, device, 3, 10))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far (on a GPU; a process's cannot be forgotten)."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU at most, or resident at most of this process."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Stopwatch:
+    """Adds up the time spent in parts of a program.
+
+    Args:
+        device: Waited for before and after every part.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of the block to ``name``."""
+        synchronize(self.device)
+        start = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def watching(self, *methods: tuple[object, str, str]) -> Iterator[None]:
+        """While the block runs, add the time of every call of some methods.
+
+        Args:
+            *methods: (object, name of its method, name of the part).
+        """
+        for owner, method, name in methods:
+            setattr(owner, method, self._timed(getattr(owner, method), name))
+        try:
+            yield
+        finally:
+            for owner, method, _ in methods:
+                delattr(owner, method)
+
+    def _timed(self, function: Callable, name: str) -> Callable:
+        def timed(*args: object, **kwargs: object) -> object:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return timed

@@ -1,0 +1,43 @@
+"""Blocks through torch.compile."""
+
+import copy
+
+import pytest
+import torch
+
+from bootmae_mm.engine.hooks import CompileHook
+from bootmae_mm.engine.hooks.compilation import compile_blocks
+from tests.conftest import build, random_batch, tiny_config
+from tests.engine.test_hooks import make_runner
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+def test_compiled_blocks_compute_the_same(batch):
+    plain = build(tiny_config()).train()
+    compiled = copy.deepcopy(plain)
+    # Tracing and differentiation are those of any backend; this one needs no compiler.
+    assert compile_blocks(compiled, backend='aot_eager') == 3 + 3 + 2 + 2
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    data = random_batch(batch)
+    losses = [model.parse_losses(model.loss(**data))[0] for model in (plain, compiled)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    for loss in losses:
+        loss.backward()
+    for (name, parameter), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        if parameter.requires_grad:
+            torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_compiled_run_and_one_where_it_does_not_work(tmp_path, image_folder, caplog):
+    runner = make_runner(tmp_path, image_folder)
+    hook = CompileHook(options=dict(backend='aot_eager'))
+    runner.register_hook(hook)
+    runner.train()
+    assert runner.model.backbone.layers[0]._compiled_call_impl is not None
+    hook = CompileHook(options=dict(backend='no such thing'))
+    runner.model.backbone.layers[0]._compiled_call_impl = None
+    hook.before_train(runner)
+    log = (next((tmp_path / 'work').glob('*/*.log'))).read_text()
+    assert '10 blocks are compiled' in log and 'torch.compile does not work here, blocks run as they are:' in log
+    assert runner.model.backbone.layers[0]._compiled_call_impl is None
+    CompileHook(enabled=False).before_train(runner)

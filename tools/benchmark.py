@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""Measure: a training step, the loader, both together, several processes. Tables, and JSON for further use.
+
+Examples:
+    python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 256
+    python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 8 --dtype float32 --against mae
+    python tools/benchmark.py step CONFIG --against authors --authors-path ~/BootMAE
+    python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --images /your/images --workers 4 8 16
+    python tools/benchmark.py train configs/pretrain/bootmae_vitb.py --batch 256 --workers 12
+    python tools/benchmark.py scale configs/pretrain/bootmae_vitb.py --processes 1 2 4 8 --batch 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+if TYPE_CHECKING:  # imported where it is used, so that --help is quick
+    import torch
+    from mmengine.config import Config
+
+PHOTOGRAPHS = 'work_dirs/benchmark/photographs'
+
+
+def parse_args() -> argparse.Namespace:
+    from bootmae_mm.engine.launch import cfg_options_argument
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest='what', required=True)
+
+    def part(name: str, text: str) -> argparse.ArgumentParser:
+        sub = parts.add_parser(name, help=text, description=text)
+        sub.add_argument('config', help='path of a pretraining config')
+        sub.add_argument('--json', help='write the numbers to this file')
+        sub.add_argument('--threads', type=int, help="CPU threads (default: torch's)")
+        cfg_options_argument(sub)
+        return sub
+
+    def of_steps(sub: argparse.ArgumentParser, batch: int) -> None:
+        sub.add_argument('--batch', type=int, default=batch, help=f'images of a step (default: {batch})')
+        sub.add_argument('--dtype', choices=['float32', 'bfloat16'], help="default: the config's; float32 on a CPU")
+        sub.add_argument('--repeats', type=int, default=10, help='steps that count (default: 10)')
+        sub.add_argument('--device', help='cpu or cuda (default: a GPU if there is one)')
+
+    step = part('step', 'a whole training step on made-up images')
+    of_steps(step, 8)
+    step.add_argument('--warmup', type=int, default=3, help='steps before (default: 3)')
+    step.add_argument('--against', nargs='+', choices=['authors', 'mae'], default=[], help='time these beside it')
+    step.add_argument('--authors-path', help='a checkout of github.com/LightDXY/BootMAE')
+
+    loader = part('loader', 'images a second of the loader')
+    loader.add_argument('--images', help='folder of images (default: photographs made on the spot)')
+    loader.add_argument('--workers', type=int, nargs='*', default=[1, 2], help='numbers of workers (default: 1 2)')
+    loader.add_argument('--seconds', type=float, default=8.0, help='for each number of workers (default: 8)')
+    loader.add_argument('--repeats', type=int, default=5, help='passes over the images on one core (default: 5)')
+
+    train = part('train', 'loader and step together: what share of the time waits for data')
+    of_steps(train, 8)
+    train.add_argument('--images', help='folder of images (default: photographs made on the spot)')
+    train.add_argument('--workers', type=int, default=1, help='of the loader (default: 1)')
+
+    scale = part('scale', 'several processes; growth with batch and resolution')
+    of_steps(scale, 4)
+    scale.add_argument('--processes', type=int, nargs='*', default=[1, 2], help='numbers of processes (default: 1 2)')
+    scale.add_argument('--batches', type=int, nargs='*', default=[2, 4, 8], help='batches (default: 2 4 8)')
+    scale.add_argument('--sizes', type=int, nargs='*', default=[160, 320], help='sizes in pixels (default: 160 320)')
+    return parser.parse_args()
+
+
+def photographs(given: str | None) -> str:
+    """The folder of images to load, made if none is given."""
+    from bootmae_mm.benchmark.loader import make_photographs
+
+    if given is None and not Path(PHOTOGRAPHS).is_dir():
+        print('Making photographs', flush=True)
+        part = Path(f'{PHOTOGRAPHS}.part')
+        make_photographs(part, 256)
+        part.rename(PHOTOGRAPHS)
+    folder = given or PHOTOGRAPHS
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'no folder {folder}')
+    return folder
+
+
+def rows(lines: list[tuple]) -> None:
+    """Print a table; the first column is text."""
+    table = [[f'{cell:,.1f}' if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        first, *others = (
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        print('  '.join([first, *others]).rstrip())
+
+
+def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
+    """A step alone, and beside those of others."""
+    from bootmae_mm.benchmark.rivals import rivals
+    from bootmae_mm.benchmark.step import TrainingStep, measure_step
+    from bootmae_mm.benchmark.timing import alternately
+
+    step = TrainingStep(cfg, args.batch, device, args.dtype)
+    others = rivals(args.against, step, dict(cfg.optim_wrapper.optimizer), args.authors_path)
+    result = measure_step(step, args.warmup, args.repeats)
+    total = sum(result['macs_per_image'].values())
+    print(f'batch {args.batch}, {result["dtype"]}\n')
+    rows(
+        [
+            ('images/s', result['images_per_second']),
+            ('step, ms', result['step_ms']),
+            *[(f'  {name}, ms', value) for name, value in result['parts_ms'].items()],
+            ('peak memory, MiB', result['peak_memory_bytes'] / 2**20),
+            ('GMAC an image (method)', total / 1e9),
+            ('GMAC an image (computed)', sum(result['macs_needed'].values()) / 1e9),
+            ('TFLOP/s', result['flops'] / 1e12),
+            ('matrix product, TFLOP/s', result['ceiling_flops'] / 1e12),
+            ('share of it, %', 100 * result['share_of_ceiling']),
+        ]
+    )
+    if others:
+        seconds = alternately({'this': step, **others}, device, args.warmup, args.repeats)
+        result['against'] = {
+            name: dict(step_ms=1e3 * value, ratio=value / seconds['this']) for name, value in seconds.items()
+        }
+        print('\nIn turns, in this process:\n')
+        rows(
+            [('', 'ms', 'times this')]
+            + [(name, 1e3 * value, f'{value / seconds["this"]:.2f}') for name, value in seconds.items()]
+        )
+    return result
+
+
+def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
+    """Pipelines beside each other."""
+    from bootmae_mm.benchmark.loader import mask_share, measure_loader, pipelines
+
+    options = pipelines(cfg, photographs(args.images))
+    results = measure_loader(options, args.workers, cfg.train_dataloader.batch_size, args.seconds, args.repeats)
+    masks = mask_share(cfg, results[-1]['one_core'])
+    print('images a second\n')
+    rows(
+        [('', 'one core', 'ratio', *(f'{count} workers' for count in args.workers))]
+        + [
+            (item['name'], item['one_core'], f'{item["ratio"]:.2f}', *(float(x) for x in item['workers'].values()))
+            for item in results
+        ]
+    )
+    print(f'\nmasks: {masks["microseconds"]:.1f} us an image, {100 * masks["share"]:.2f} % of its time on one core')
+    return dict(pipelines=results, masks=masks)
+
+
+def bench_train(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
+    """Loader and step together."""
+    from bootmae_mm.benchmark.loader import build_loader, measure_waiting, pipelines
+    from bootmae_mm.benchmark.step import TrainingStep
+
+    options = list(pipelines(cfg, photographs(args.images)).values())[-1]
+    step = TrainingStep(cfg, args.batch, device, args.dtype)
+    result = measure_waiting(step, build_loader(options, args.batch, args.workers), args.repeats)
+    rows([('images/s', result['images_per_second']), ('waiting for data, %', 100 * result['waiting'])])
+    return result
+
+
+def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
+    """Processes, batches, resolutions."""
+    from bootmae_mm.benchmark.scale import measure_growth, measure_processes
+
+    growth = measure_growth(cfg, device, args.batches, args.sizes, args.repeats, args.dtype)
+    rows(
+        [('batch', 'pixels', 'step, ms', 'ms an image')]
+        + [(str(item['batch']), item['img_size'], item['step_ms'], item['ms_per_image']) for item in growth]
+    )
+    processes = []
+    if args.processes:
+        processes = measure_processes(cfg, args.processes, args.batch, args.repeats, args.dtype)
+        print()
+        rows(
+            [('processes', 'images/s', 'efficiency')]
+            + [(str(x['processes']), x['images_per_second'], f'{x["efficiency"]:.2f}') for x in processes]
+        )
+    return dict(growth=growth, processes=processes)
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+
+    from bootmae_mm.benchmark.timing import device_name
+    from bootmae_mm.engine.launch import read_config
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(getattr(args, 'device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    if device.type == 'cpu' and getattr(args, 'dtype', '') is None:
+        args.dtype = 'float32'
+    torch.set_float32_matmul_precision('highest')
+    print(f'{device_name(device)}, torch {torch.__version__}', flush=True)
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+        measure = dict(step=bench_step, loader=bench_loader, train=bench_train, scale=bench_scale)[args.what]
+        result = measure(args, cfg, device)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise SystemExit(f'error: {error}') from error
+    except ImportError as error:
+        raise SystemExit(f'error: {error.name} is needed: pip install {error.name}') from error
+    if args.json:
+        content = dict(
+            what=args.what, config=args.config, device=device_name(device), torch=torch.__version__, **result
+        )
+        Path(args.json).write_text(json.dumps(content, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
