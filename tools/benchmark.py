@@ -27,7 +27,7 @@ PHOTOGRAPHS = 'work_dirs/benchmark/photographs'
 
 
 def parse_args() -> argparse.Namespace:
-    from bootmae_mm.engine.launch import cfg_options_argument
+    from bootmae_mm.arguments import cfg_options_argument
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest='what', required=True)
@@ -50,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     of_steps(step, 8)
     step.add_argument('--warmup', type=int, default=3, help='steps before (default: 3)')
     step.add_argument('--against', nargs='+', choices=['authors', 'mae'], default=[], help='time these beside it')
+    step.add_argument('--picture', help='draw where the time goes into this PNG')
     step.add_argument('--authors-path', help='a checkout of github.com/LightDXY/BootMAE')
 
     loader = part('loader', 'images a second of the loader')
@@ -122,6 +123,12 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
             ('share of it, %', 100 * result['share_of_ceiling']),
         ]
     )
+    if args.picture:
+        from bootmae_mm.benchmark.timing import device_name
+        from bootmae_mm.visualization import draw_parts
+
+        title = f'{Path(args.config).stem}, batch {args.batch}, {result["dtype"]}, {device_name(device)}'
+        draw_parts(result['parts_ms'], result['macs_per_image'], title, args.picture)
     if others:
         seconds = alternately({'this': step, **others}, device, args.warmup, args.repeats)
         result['against'] = {
@@ -137,11 +144,14 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
 
 def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """Pipelines beside each other."""
-    from bootmae_mm.benchmark.loader import mask_share, measure_loader, pipelines
+    from bootmae_mm.benchmark.loader import mask_share, measure_loader, packed_pipelines, pipelines
 
-    options = pipelines(cfg, photographs(args.images))
+    folder = photographs(args.images)
+    options = pipelines(cfg, folder)
+    if args.images is None:
+        options.update(packed_pipelines(cfg, folder, Path(PHOTOGRAPHS).parent / 'packed'))
     results = measure_loader(options, args.workers, cfg.train_dataloader.batch_size, args.seconds, args.repeats)
-    masks = mask_share(cfg, results[-1]['one_core'])
+    masks = mask_share(cfg, next(item for item in results if item['name'] == 'this config')['one_core'])
     print('images a second\n')
     rows(
         [('', 'one core', 'ratio', *(f'{count} workers' for count in args.workers))]

@@ -40,7 +40,7 @@ def features_of(model: nn.Module, loader: DataLoader, name: str) -> tuple[Tensor
 
 
 def parse_args() -> argparse.Namespace:
-    from bootmae_mm.engine.launch import cfg_options_argument
+    from bootmae_mm.arguments import cfg_options_argument
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='path of the config')

@@ -17,15 +17,7 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def main() -> None:
-    from bootmae_mm.engine.launch import (
-        check_checkpoint,
-        check_classes,
-        check_same_classes,
-        common_arguments,
-        finish,
-        prepare,
-        read_config,
-    )
+    from bootmae_mm.arguments import common_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
@@ -34,6 +26,15 @@ def main() -> None:
     args = parser.parse_args()
     from mmengine.fileio import dump
     from mmengine.runner import Runner
+
+    from bootmae_mm.engine.launch import (
+        check_checkpoint,
+        check_classes,
+        check_same_classes,
+        finish,
+        prepare,
+        read_config,
+    )
 
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)

@@ -16,7 +16,7 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def parse_args() -> argparse.Namespace:
-    from bootmae_mm.engine.launch import common_arguments
+    from bootmae_mm.arguments import common_arguments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)

@@ -79,6 +79,21 @@ def pipelines(cfg: Config, folder: str) -> dict[str, dict]:
     }
 
 
+def packed_pipelines(cfg: Config, folder: str, out: Path) -> dict[str, dict]:
+    """Loader configs that read packs of the images, made in ``out`` if they are not there: pixels, and JPEG."""
+    from bootmae_mm.data.packing import FORMATS, PackOptions, pack
+
+    own = pipelines(cfg, folder)['this config']
+    names = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob('*.jpg'))
+    options = {}
+    for kind in FORMATS:
+        pack(folder, names, out / kind, PackOptions(format=kind))
+        dataset = {key: value for key, value in own['dataset'].items() if key not in ('folder', 'ann_file')}
+        dataset.update(type='bootmae_mm.PackedImages', data_root=str(out / kind))
+        options[f'this config, packed ({kind})'] = dict(own, dataset=dataset)
+    return options
+
+
 def one_core(options: dict, repeats: int) -> Iterator[float]:
     """Seconds an image of the dataset and the collate function alone, in this process with one thread, pass by pass."""
     dataset, collate = _dataset(options), _collate(options)

@@ -3,6 +3,7 @@
 from .datasets import Digits, ImageFolder
 from .labelled import LabelledFolder
 from .masking import MaskSampling
+from .packed import PackedImages
 from .samplers import SeededSampler
 from .transforms import LoadRGB, PackImage, RandomFlip, RandomResizedCrop, RandomShift, collate
 
@@ -13,6 +14,7 @@ __all__ = [
     'LoadRGB',
     'MaskSampling',
     'PackImage',
+    'PackedImages',
     'RandomFlip',
     'RandomResizedCrop',
     'RandomShift',

@@ -39,7 +39,7 @@ class UnreadableImageError(ValueError):
 
 @TRANSFORMS.register_module()
 class LoadRGB(BaseTransform):
-    """Reads ``img_path`` into ``img``, uint8 (H, W, 3) in RGB.
+    """Reads ``img_path`` into ``img``, uint8 (H, W, 3) in RGB; or ``img_bytes``, or leaves an ``img`` that is there.
 
     Orientation tags are followed, other modes (grey, palette, alpha, CMYK) are converted.
 
@@ -88,7 +88,10 @@ class LoadRGB(BaseTransform):
         """Add ``img``, ``img_shape`` and ``ori_shape``."""
         path = results['img_path']
         try:
-            img = self._decode(self._read(path))
+            if 'img' in results:  # of a pack
+                img = results['img']
+            else:
+                img = self._decode(results['img_bytes'] if 'img_bytes' in results else self._read(path))
         except Exception as error:  # noqa: BLE001  decoders raise whatever they like on a broken file
             raise UnreadableImageError(path, str(error) or type(error).__name__) from error
         if img is None:
@@ -150,6 +153,8 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
 
 def resize(img: np.ndarray, size: tuple[int, int], interpolation: str = 'bicubic') -> np.ndarray:
     """Resize as Pillow does, antialiased, in a fraction of the time: uint8 (H, W, C) -> (height, width, C)."""
+    # torch has no tensors that cannot be written to, as the pixels of a pack.
+    img = img if img.flags.writeable else img.copy()
     # The new axis before the permutation: then torch takes it for an image whose channels are last, and makes one;
     # otherwise it moves every pixel twice.
     image = torch.from_numpy(img)[None].permute(0, 3, 1, 2)

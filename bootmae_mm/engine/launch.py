@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import inspect
 import os
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.fileio import load
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
@@ -25,27 +24,6 @@ from .hooks.teacher import unwrapped
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
-
-
-def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``."""
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override keys of the config, e.g. data_root=/images train_dataloader.batch_size=64',
-    )
-
-
-def common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that training and testing share, named as in mmpretrain."""
-    parser.add_argument('config', help='path of the config')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
-    cfg_options_argument(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help='set by launchers, not by hand')
 
 
 def read_config(path: str, options: dict, work_dir: str | None = None, launcher: str = 'none') -> Config:

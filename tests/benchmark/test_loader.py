@@ -5,7 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bootmae_mm.benchmark.loader import build_loader, make_photographs, mask_share, measure_loader, pipelines
+from bootmae_mm.benchmark.loader import (
+    build_loader,
+    make_photographs,
+    mask_share,
+    measure_loader,
+    packed_pipelines,
+    pipelines,
+)
 from bootmae_mm.engine.launch import read_config
 from tests.conftest import ROOT
 
@@ -37,6 +44,14 @@ def test_every_pipeline_gives_images(photographs):
     difference = (exact['inputs'].float() - fast['inputs'].float()).abs().mean()
     assert 0 < difference < 0.5  # of 255: the same crops, resized by Pillow and by torch
     assert 0 < mask_share(cfg, 1000.0, repeats=2)['share'] < 1
+
+
+def test_packs_of_the_same_images(photographs, tmp_path):
+    cfg = read_config(str(ROOT / 'configs/pretrain/bootmae_vitb.py'), {})
+    options = packed_pipelines(cfg, str(photographs), tmp_path)
+    assert list(options) == ['this config, packed (raw)', 'this config, packed (jpeg)']
+    batches = [next(iter(build_loader(option, 4, 0)))['inputs'].float() for option in options.values()]
+    assert batches[0].shape == (4, 3, 224, 224) and 0 < (batches[0] - batches[1]).abs().mean() < 3
 
 
 def test_a_config_without_files(photographs):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from tests.conftest import run_config
 
@@ -14,9 +15,20 @@ def config(tmp_path, image_folder):
 
 def test_step(config, run_tool, tmp_path):
     status, out, message = run_tool(
-        'benchmark.py', 'step', config, '--batch', 2, '--repeats', 2, '--json', tmp_path / 'step.json'
+        'benchmark.py',
+        'step',
+        config,
+        '--batch',
+        2,
+        '--repeats',
+        2,
+        '--json',
+        tmp_path / 'step.json',
+        '--picture',
+        tmp_path / 'step.png',
     )
     assert status == 0, message
+    assert Image.open(tmp_path / 'step.png').width > 1000
     content = json.loads((tmp_path / 'step.json').read_text())
     assert content['what'] == 'step' and content['dtype'] == 'float32' and 'threads' in content['device']
     assert 'images/s' in out and f'{content["step_ms"]:,.1f}' in out

@@ -42,7 +42,9 @@ def shell(*command, **environment):
     [
         'train.py',
         'test.py',
+        'benchmark.py',
         'check_parity.py',
+        'pack_dataset.py',
         'convert_official.py',
         'reconstruct.py',
         'demo.py',
@@ -57,6 +59,21 @@ def test_help_has_an_example(script):
     status, out, err = shell(*command, '--help')
     assert status == 0, err
     assert 'xample' in out
+
+
+@pytest.mark.parametrize('script', ['train.py', 'test.py', 'benchmark.py', 'pack_dataset.py'])
+def test_help_imports_little(script):
+    code = f"""
+import runpy, sys
+sys.argv = ['{script}', '--help']
+try:
+    runpy.run_path({str(ROOT / 'tools' / script)!r}, run_name='__main__')
+except SystemExit:
+    pass
+print('heavy:', [name for name in ('mmpretrain', 'mmdet', 'mmengine.runner', 'matplotlib') if name in sys.modules])
+"""
+    status, out, err = shell(sys.executable, '-c', code)
+    assert status == 0 and 'heavy: []' in out, err
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from bootmae_mm.models.block import EncoderBlock
-from bootmae_mm.models.neck import DecoderBlock
 from bootmae_mm.registry import HOOKS
 
 from .teacher import unwrapped
@@ -26,6 +24,10 @@ def compile_blocks(model: nn.Module, **options: object) -> int:
     Returns:
         The number of blocks.
     """
+    # Here, so that the tools' --help need not wait for mmpretrain.
+    from bootmae_mm.models.block import EncoderBlock
+    from bootmae_mm.models.neck import DecoderBlock
+
     blocks = [module for module in model.modules() if isinstance(module, (EncoderBlock, DecoderBlock))]
     for block in blocks:
         block.compile(**{'dynamic': False, **options})

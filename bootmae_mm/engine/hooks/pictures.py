@@ -9,8 +9,6 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from bootmae_mm.data.samplers import SeededIndex, preserved_random_state
-from bootmae_mm.data.transforms import collate
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
 
@@ -51,6 +49,10 @@ class ReconstructionHook(Hook):
         if getattr(model, 'pixel_head', None) is None:
             return
         dataset = runner.train_dataloader.dataset
+        # Here, for mmpretrain's data sets take seconds to import, and not every run of the tools needs them.
+        from bootmae_mm.data.samplers import SeededIndex, preserved_random_state
+        from bootmae_mm.data.transforms import collate
+
         with preserved_random_state():
             batch = collate([dataset[SeededIndex(i, seed=i)] for i in range(min(self.num_images, len(dataset)))])
         batch = model.data_preprocessor(batch)
