@@ -106,6 +106,8 @@ class PackedImages(SeededDataset):
         self.max_images = max_images
         super().__init__(data_root=data_root, **kwargs)
 
+    _fully_initialized: bool  # mmengine's
+
     def full_init(self) -> None:
         """Read the index, which stands for mmengine's list of one dict an image."""
         if not self._fully_initialized:

@@ -121,7 +121,7 @@ def pack(
         for job in jobs:
             done(work(job))
     archives = [archive for archive, _ in jobs]
-    index, packed_names = _index(archives, options)
+    table, packed_names = _index(archives, options)
     unreadable = sorted(set(names) - set(packed_names))
     (out / UNREADABLE).write_text(''.join(f'{name}\n' for name in unreadable))
     if len(unreadable) > max_unreadable * len(names):
@@ -131,7 +131,9 @@ def pack(
         )
     part = out / f'{INDEX}.part'
     with open(part, 'wb') as file:
-        np.savez(file, **index)
+        text = [name.encode() for name in packed_names]
+        ends = np.cumsum([len(name) for name in text], dtype=np.int64)
+        np.savez(file, table=table, names=np.frombuffer(b''.join(text), np.uint8), name_ends=ends)
         file.flush()
         os.fsync(file.fileno())
     part.replace(out / INDEX)
@@ -194,7 +196,7 @@ def _write_archive(job: tuple[Path, list[str]], root: str, options: PackOptions)
     return len(names)
 
 
-def _index(archives: list[Path], options: PackOptions) -> tuple[dict[str, np.ndarray], list[str]]:
+def _index(archives: list[Path], options: PackOptions) -> tuple[np.ndarray, list[str]]:
     """Where every image is: archive, first byte, bytes, CRC-32, and for pixels height and width; and the names."""
     rows, names = [], []
     for number, archive in enumerate(archives):
@@ -211,7 +213,4 @@ def _index(archives: list[Path], options: PackOptions) -> tuple[dict[str, np.nda
                     (height, width, _), _, _ = np.lib.format.read_array_header_1_0(file)
                 rows.append((number, start, size, entry.CRC, height, width))
                 names.append(entry.filename.removesuffix('.npy') if options.format == 'raw' else entry.filename)
-    table = np.array(rows, dtype=np.int64).reshape(-1, 6)
-    text = [name.encode() for name in names]
-    ends = np.cumsum([len(name) for name in text], dtype=np.int64)
-    return dict(table=table, names=np.frombuffer(b''.join(text), np.uint8), name_ends=ends), names
+    return np.array(rows, dtype=np.int64).reshape(-1, 6), names
