@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 if TYPE_CHECKING:  # imported where it is used, so that --help is quick
+    from collections.abc import Callable
+
     import torch
     from mmengine.config import Config
 
@@ -50,6 +52,7 @@ def parse_args() -> argparse.Namespace:
     of_steps(step, 8)
     step.add_argument('--warmup', type=int, default=3, help='steps before (default: 3)')
     step.add_argument('--against', nargs='+', choices=['authors', 'mae'], default=[], help='time these beside it')
+    step.add_argument('--compile', action='store_true', help='blocks through torch.compile; also in turns without')
     step.add_argument('--picture', help='draw where the time goes into this PNG')
     step.add_argument('--authors-path', help='a checkout of github.com/LightDXY/BootMAE')
 
@@ -101,13 +104,27 @@ def rows(lines: list[tuple]) -> None:
 
 def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """A step alone, and beside those of others."""
-    from bootmae_mm.benchmark.rivals import rivals
+    from bootmae_mm.benchmark.rivals import AuthorsStep, MAEStep
     from bootmae_mm.benchmark.step import TrainingStep, measure_step
-    from bootmae_mm.benchmark.timing import alternately
+    from bootmae_mm.benchmark.timing import alternately, memory_of
 
     step = TrainingStep(cfg, args.batch, device, args.dtype)
-    others = rivals(args.against, step, dict(cfg.optim_wrapper.optimizer), args.authors_path)
+    makers: dict[str, Callable[[], Callable[[], object]]] = {}
+    if args.compile:
+        from bootmae_mm.engine.hooks.compilation import compile_blocks
+
+        makers['not compiled'] = lambda: TrainingStep(cfg, args.batch, device, args.dtype)
+        compile_blocks(step.model)
+    if 'authors' in args.against:
+        if args.authors_path is None:
+            raise ValueError('--against authors needs --authors-path, a checkout of github.com/LightDXY/BootMAE')
+        makers['authors'] = lambda: AuthorsStep(args.authors_path, step)
+    if 'mae' in args.against:
+        makers['mae'] = lambda: MAEStep(step, dict(cfg.optim_wrapper.optimizer))
     result = measure_step(step, args.warmup, args.repeats)
+    others, memory = {}, {'this': result['peak_memory_bytes']}
+    for name, make in makers.items():
+        others[name], memory[name] = memory_of(make, device)
     total = sum(result['macs_per_image'].values())
     print(f'batch {args.batch}, {result["dtype"]}\n')
     rows(
@@ -132,12 +149,21 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
     if others:
         seconds = alternately({'this': step, **others}, device, args.warmup, args.repeats)
         result['against'] = {
-            name: dict(step_ms=1e3 * value, ratio=value / seconds['this']) for name, value in seconds.items()
+            name: dict(step_ms=1e3 * value, ratio=value / seconds['this'], peak_memory_bytes=memory[name])
+            for name, value in seconds.items()
         }
         print('\nIn turns, in this process:\n')
         rows(
-            [('', 'ms', 'times this')]
-            + [(name, 1e3 * value, f'{value / seconds["this"]:.2f}') for name, value in seconds.items()]
+            [('', 'ms', 'times this', 'peak memory, MiB')]
+            + [
+                (
+                    name,
+                    1e3 * value,
+                    f'{value / seconds["this"]:.2f}',
+                    '' if memory[name] is None else float(memory[name] / 2**20),
+                )
+                for name, value in seconds.items()
+            ]
         )
     return result
 

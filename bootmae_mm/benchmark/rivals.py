@@ -11,7 +11,7 @@ import importlib.util
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -210,22 +210,3 @@ class MAEStep:
         images = self.data['inputs'][0]
         data = dict(inputs=torch.stack(images), data_samples=[DataSample() for _ in images])
         self.model.train_step(data, self.optim_wrapper)
-
-
-def rivals(
-    names: list[str], step: TrainingStep, optimizer: dict, authors_path: str | None
-) -> dict[str, Callable[[], object]]:
-    """Steps of the named programs (``'authors'``, ``'mae'``).
-
-    Raises:
-        ValueError: If the authors' program is wanted without a path.
-    """
-    steps: dict[str, Callable[[], object]] = {}
-    for name in names:
-        if name == 'authors':
-            if authors_path is None:
-                raise ValueError('--against authors needs --authors-path, a checkout of github.com/LightDXY/BootMAE')
-            steps[name] = AuthorsStep(authors_path, step)
-        else:
-            steps[name] = MAEStep(step, optimizer)
-    return steps

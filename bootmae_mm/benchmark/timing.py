@@ -75,6 +75,25 @@ def peak_memory(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def memory_of(
+    make: Callable[[], Callable[[], object]], device: torch.device
+) -> tuple[Callable[[], object], int | None]:
+    """Make a step and run it once.
+
+    Returns:
+        The step, and the bytes it took at most on the GPU beside what was there before; None on a CPU, where the peak
+        of a process cannot be told apart.
+    """
+    if device.type != 'cuda':
+        return make(), None
+    before = torch.cuda.memory_allocated(device)
+    step = make()
+    reset_peak_memory(device)
+    step()
+    synchronize(device)
+    return step, peak_memory(device) - before
+
+
 class Stopwatch:
     """Adds up the time spent in parts of a program.
 

@@ -73,6 +73,6 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(type='bootmae_mm.AutocastOptimWrapper', dtype='float32', optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=9, milestones=[6, 8], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=6, milestones=[4, 5], gamma=0.1),
 ]
-train_cfg = dict(max_epochs=9, val_interval=9)
+train_cfg = dict(max_epochs=6, val_interval=6)

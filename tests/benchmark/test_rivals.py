@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bootmae_mm.benchmark.rivals import AuthorsStep, MAEStep, rivals
+from bootmae_mm.benchmark.rivals import AuthorsStep, MAEStep
 from bootmae_mm.benchmark.step import TrainingStep
 from bootmae_mm.engine.launch import read_config
 from bootmae_mm.models.tokens import loss_weights, place_patches
@@ -31,8 +31,6 @@ def test_targets_of_the_authors_are_those_of_this_project(step):
 
 
 def test_what_cannot_be_compared(step, tmp_path):
-    with pytest.raises(ValueError, match='needs --authors-path'):
-        rivals(['authors'], step, {}, None)
     with pytest.raises(FileNotFoundError, match='is a checkout of'):
         AuthorsStep(tmp_path, step)
     with pytest.raises(ValueError, match='ViT-B/16 at 224 px'):

@@ -34,6 +34,8 @@ def test_step(config, run_tool, tmp_path):
     assert 'images/s' in out and f'{content["step_ms"]:,.1f}' in out
     status, _, message = run_tool('benchmark.py', 'step', config, '--against', 'mae')
     assert status == 1 and 'the config has another encoder' in message
+    status, _, message = run_tool('benchmark.py', 'step', config, '--against', 'authors')
+    assert status == 1 and '--against authors needs --authors-path' in message
 
 
 def test_loader_and_train(config, image_folder, run_tool, tmp_path):
