@@ -135,8 +135,8 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
             ('peak memory, MiB', result['peak_memory_bytes'] / 2**20),
             ('GMAC an image (method)', total / 1e9),
             ('GMAC an image (computed)', sum(result['macs_needed'].values()) / 1e9),
-            ('TFLOP/s', result['flops'] / 1e12),
-            ('matrix product, TFLOP/s', result['ceiling_flops'] / 1e12),
+            ('GFLOP/s', result['flops'] / 1e9),
+            ('matrix product, GFLOP/s', result['ceiling_flops'] / 1e9),
             ('share of it, %', 100 * result['share_of_ceiling']),
         ]
     )

@@ -17,7 +17,7 @@ from ..models.tokens import to_pair
 # single patch is masked after so many tries, so that the loop ends. With the paper's numbers that never happens.
 MOST_TRIES = 1000
 # Blocks tried at once in all images together: more would be thrown away, fewer would take more steps.
-AT_ONCE = 512
+AT_ONCE = 768
 
 
 def random_bits(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -102,8 +102,10 @@ def block_masks(
         new = np.bitwise_count((block & ~bits[which]).view(np.uint64)).sum(-1, dtype=np.int32)
 
         good = np.flatnonzero((new > 0) & (new <= most[which, 0]) & (stalled[which] + turn < MOST_TRIES))
-        good = good[np.unique(which[good], return_index=True)[1]]  # the first of each image
         found = which[good]
+        first = np.ones(len(good), dtype=bool)  # of each image; they are in order
+        np.not_equal(found[1:], found[:-1], out=first[1:])
+        good, found = good[first], found[first]
         bits[found] |= block[good]
         left[found] -= new[good]
         position += np.uint64(tries)
