@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument('--out', help='write the metrics to this JSON file')
     args = parser.parse_args()
+    from mmengine.dist import is_main_process
     from mmengine.fileio import dump
     from mmengine.runner import Runner
 
@@ -53,11 +54,11 @@ def main() -> None:
             'the training of the checkpoint and the test set',
         )
         metrics = runner.test()
-        finish()
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
-    if args.out:
+    if args.out and is_main_process():
         dump(metrics, args.out)
+    finish(args.launcher)
 
 
 if __name__ == '__main__':

@@ -77,7 +77,7 @@ def main() -> None:
         if source:
             check_checkpoint(runner, source, complete=bool(cfg.resume))
         runner.train()
-        finish()
+        finish(args.launcher)
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
         # The traceback for whoever needs it, and below it one clear line.
         traceback.print_exc()

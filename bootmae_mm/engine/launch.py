@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import inspect
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,15 +140,24 @@ def prepare(cfg: Config, training: bool = True) -> None:
         )
 
 
-def finish() -> None:
-    """Leave the process group, if there is one, together with the other processes.
+def finish(launcher: str = 'none') -> None:
+    """Leave the process group, if there is one, together with the other processes; the last thing that a tool does.
 
     Left to the interpreter's exit, gloo's threads now and then abort a process whose work is done, and the launcher
-    reports a failure.
+    reports a failure. So a process that has a launcher ends right here, after Python's own exit functions, and with
+    success: whoever fails raises before.
+
+    Args:
+        launcher: Of ``--launcher``.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    if launcher != 'none':
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def use_amp(cfg: Config) -> None:

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# The same colour for the same part in both bars.
+COLOURS = {
+    'student': '#4878a8',
+    'teacher': '#e49444',
+    'decoders and heads': '#6a9f58',
+    'pixel': '#85b6b2',
+    'feature': '#6a9f58',
+    'backward': '#d1615d',
+    'optimizer': '#967662',
+    'EMA': '#a87c9f',
+    'rest': '#b0b0b0',
+}
+LEAST_SHARE = 4.0  # in percent, of a part with its name inside
+
 
 def draw_parts(parts_ms: dict[str, float], macs: dict[str, float], title: str, path: str | Path) -> Path:
     """Draw the parts of a step as one bar, and above it the arithmetic of the method in the same order.
@@ -20,18 +34,29 @@ def draw_parts(parts_ms: dict[str, float], macs: dict[str, float], title: str, p
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3), layout='constrained')
+    figure = Figure(figsize=(11, 3.2), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for row, values in enumerate((parts_ms, macs)):
-        total, start = sum(values.values()), 0.0
+        total, start, small = sum(values.values()), 0.0, []
         for part, value in values.items():
             share = 100 * value / total
-            axes.barh(row, share, left=start, edgecolor='white', height=0.7)
-            if share > 4:
-                axes.text(start + share / 2, row, f'{part}\n{share:.0f} %', ha='center', va='center', fontsize=8)
+            axes.barh(row, share, left=start, color=COLOURS.get(part), edgecolor='white', height=0.6)
+            if share >= LEAST_SHARE:
+                name = part.replace(' and ', '\nand ')
+                axes.text(start + share / 2, row, f'{name}\n{share:.0f} %', ha='center', va='center', fontsize=8)
+            else:
+                small.append(f'{part} {share:.1f} %')
             start += share
-    axes.set(yticks=[0, 1], yticklabels=['time', 'multiply-adds'], xlim=(0, 100), xlabel='%', title=title)
+        axes.text(100, row - 0.45, ', '.join(small), ha='right', va='center', fontsize=8)
+    axes.set(
+        yticks=[0, 1],
+        yticklabels=['time', 'multiply-adds'],
+        xlim=(0, 100),
+        ylim=(-0.65, 1.4),
+        xlabel='%; backward holds the gradients of student, decoders and heads, which multiply-adds count with them',
+        title=title,
+    )
     axes.spines[['top', 'right', 'left']].set_visible(False)
     path = Path(path)
     figure.savefig(path, dpi=120)
