@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # imported where it is used, so that --help is quick
     import torch
     from mmengine.config import Config
 
+    from bootmae_mm.benchmark.step import TrainingStep
+
 PHOTOGRAPHS = 'work_dirs/benchmark/photographs'
 
 
@@ -102,11 +104,55 @@ def rows(lines: list[tuple]) -> None:
         print('  '.join([first, *others]).rstrip())
 
 
+def print_step(result: dict) -> None:
+    """A step alone, as a table."""
+    total = sum(result['macs_per_image'].values())
+    print(f'batch {result["batch"]}, {result["dtype"]}\n')
+    rows(
+        [
+            ('images/s', result['images_per_second']),
+            ('step, ms', result['step_ms']),
+            *[(f'  {name}, ms', value) for name, value in result['parts_ms'].items()],
+            ('peak memory, MiB', result['peak_memory_bytes'] / 2**20),
+            ('GMAC an image (method)', total / 1e9),
+            ('GMAC an image (computed)', sum(result['macs_needed'].values()) / 1e9),
+            ('GFLOP/s', result['flops'] / 1e9),
+            ('matrix product, GFLOP/s', result['ceiling_flops'] / 1e9),
+            ('share of it, %', 100 * result['share_of_ceiling']),
+        ]
+    )
+
+
+def compare_steps(step: TrainingStep, others: dict, memory: dict, warmup: int, repeats: int) -> dict:
+    """Steps of several programs in turns, as a table; returns the numbers."""
+    from bootmae_mm.benchmark.timing import alternately
+
+    seconds = alternately({'this': step, **others}, step.device, warmup, repeats)
+    against = {
+        name: dict(step_ms=1e3 * value, ratio=value / seconds['this'], peak_memory_bytes=memory[name])
+        for name, value in seconds.items()
+    }
+    print('\nIn turns, in this process:\n')
+    rows(
+        [('', 'ms', 'times this', 'peak memory, MiB')]
+        + [
+            (
+                name,
+                1e3 * value,
+                f'{value / seconds["this"]:.2f}',
+                '' if memory[name] is None else float(memory[name] / 2**20),
+            )
+            for name, value in seconds.items()
+        ]
+    )
+    return against
+
+
 def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """A step alone, and beside those of others."""
     from bootmae_mm.benchmark.rivals import AuthorsStep, MAEStep
     from bootmae_mm.benchmark.step import TrainingStep, measure_step
-    from bootmae_mm.benchmark.timing import alternately, memory_of
+    from bootmae_mm.benchmark.timing import memory_of
 
     step = TrainingStep(cfg, args.batch, device, args.dtype)
     makers: dict[str, Callable[[], Callable[[], object]]] = {}
@@ -125,21 +171,7 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
     others, memory = {}, {'this': result['peak_memory_bytes']}
     for name, make in makers.items():
         others[name], memory[name] = memory_of(make, device)
-    total = sum(result['macs_per_image'].values())
-    print(f'batch {args.batch}, {result["dtype"]}\n')
-    rows(
-        [
-            ('images/s', result['images_per_second']),
-            ('step, ms', result['step_ms']),
-            *[(f'  {name}, ms', value) for name, value in result['parts_ms'].items()],
-            ('peak memory, MiB', result['peak_memory_bytes'] / 2**20),
-            ('GMAC an image (method)', total / 1e9),
-            ('GMAC an image (computed)', sum(result['macs_needed'].values()) / 1e9),
-            ('GFLOP/s', result['flops'] / 1e9),
-            ('matrix product, GFLOP/s', result['ceiling_flops'] / 1e9),
-            ('share of it, %', 100 * result['share_of_ceiling']),
-        ]
-    )
+    print_step(result)
     if args.picture:
         from bootmae_mm.benchmark.timing import device_name
         from bootmae_mm.visualization import draw_parts
@@ -147,24 +179,7 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
         title = f'{Path(args.config).stem}, batch {args.batch}, {result["dtype"]}, {device_name(device)}'
         draw_parts(result['parts_ms'], result['macs_per_image'], title, args.picture)
     if others:
-        seconds = alternately({'this': step, **others}, device, args.warmup, args.repeats)
-        result['against'] = {
-            name: dict(step_ms=1e3 * value, ratio=value / seconds['this'], peak_memory_bytes=memory[name])
-            for name, value in seconds.items()
-        }
-        print('\nIn turns, in this process:\n')
-        rows(
-            [('', 'ms', 'times this', 'peak memory, MiB')]
-            + [
-                (
-                    name,
-                    1e3 * value,
-                    f'{value / seconds["this"]:.2f}',
-                    '' if memory[name] is None else float(memory[name] / 2**20),
-                )
-                for name, value in seconds.items()
-            ]
-        )
+        result['against'] = compare_steps(step, others, memory, args.warmup, args.repeats)
     return result
 
 

@@ -201,12 +201,11 @@ class MAEStep:
                 optimizer=optimizer,
             )
             self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
-        self.data = dict(inputs=[[*step.data['inputs']]])
+        self.images = list(step.data['inputs'])
 
     def __call__(self) -> None:
         """One step."""
         from mmpretrain.structures import DataSample
 
-        images = self.data['inputs'][0]
-        data = dict(inputs=torch.stack(images), data_samples=[DataSample() for _ in images])
+        data = dict(inputs=torch.stack(self.images), data_samples=[DataSample() for _ in self.images])
         self.model.train_step(data, self.optim_wrapper)

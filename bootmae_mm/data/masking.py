@@ -113,15 +113,18 @@ def block_masks(
         position[found] += (turn[good] + 1 - tries).astype(np.int64).astype(np.uint64)
         stalled[found] = 0
         for stuck in np.flatnonzero(stalled >= MOST_TRIES):
-            free = [
-                (row, column) for row in range(rows) for column in range(columns) if not bits[stuck, row] >> column & 1
-            ]
             draw = random_bits(seeds[stuck : stuck + 1], position[stuck : stuck + 1])[0]
-            row, column = free[int(draw) % len(free)]
-            bits[stuck, row] |= runs[1] << runs.dtype.type(column)
+            _mask_one(bits[stuck], grid, int(draw))
             left[stuck] -= 1
             position[stuck] -= np.uint64(stalled[stuck] - MOST_TRIES)  # looked at in vain
             stalled[stuck] = 0
+
+
+def _mask_one(bits: np.ndarray, grid: tuple[int, int], draw: int) -> None:
+    """Mask a single patch of an image that is free yet, in place: the rows' bits (P,), a random number."""
+    free = [(row, column) for row in range(grid[0]) for column in range(grid[1]) if not int(bits[row]) >> column & 1]
+    row, column = free[draw % len(free)]
+    bits[row] |= bits.dtype.type(1 << column)
 
 
 @functools.cache

@@ -98,6 +98,8 @@ class PackedImages(SeededDataset):
         ValueError: If a checksum is wrong.
     """
 
+    _fully_initialized: bool  # mmengine's
+
     def __init__(
         self, data_root: str, folder: str = '', verify: bool = False, max_images: int | None = None, **kwargs: Any
     ) -> None:
@@ -105,8 +107,6 @@ class PackedImages(SeededDataset):
         self.verify = verify
         self.max_images = max_images
         super().__init__(data_root=data_root, **kwargs)
-
-    _fully_initialized: bool  # mmengine's
 
     def full_init(self) -> None:
         """Read the index, which stands for mmengine's list of one dict an image."""

@@ -33,7 +33,7 @@ class PackOptions:
 
     Attributes:
         edge: Images whose shorter edge is longer are shortened to it, in pixels; none is enlarged.
-        format: ``'raw'``: pixels, nothing to decode; ``'jpeg'``: a fifth to a tenth of the space.
+        format: ``'raw'``: pixels, nothing to decode; ``'jpeg'``: a sixth of the space (photographs, quality 95).
         quality: Of JPEG, 1..95.
         images_per_archive: As it says.
     """
@@ -129,14 +129,7 @@ def pack(
             f'{len(unreadable)} of {len(names)} images cannot be read, more than max_unreadable={max_unreadable} '
             f'allows; they are named in {out / UNREADABLE}'
         )
-    part = out / f'{INDEX}.part'
-    with open(part, 'wb') as file:
-        text = [name.encode() for name in packed_names]
-        ends = np.cumsum([len(name) for name in text], dtype=np.int64)
-        np.savez(file, table=table, names=np.frombuffer(b''.join(text), np.uint8), name_ends=ends)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(out / INDEX)
+    _write_index(out / INDEX, table, packed_names)
     return dict(
         images=len(packed_names), unreadable=len(unreadable), bytes=sum(file.stat().st_size for file in archives)
     )
@@ -194,6 +187,17 @@ def _write_archive(job: tuple[Path, list[str]], root: str, options: PackOptions)
         os.fsync(file.fileno())
     part.replace(archive)
     return len(names)
+
+
+def _write_index(path: Path, table: np.ndarray, names: list[str]) -> None:
+    text = [name.encode() for name in names]
+    ends = np.cumsum([len(name) for name in text], dtype=np.int64)
+    part = path.with_name(f'{path.name}.part')
+    with open(part, 'wb') as file:
+        np.savez(file, table=table, names=np.frombuffer(b''.join(text), np.uint8), name_ends=ends)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _index(archives: list[Path], options: PackOptions) -> tuple[np.ndarray, list[str]]:

@@ -118,7 +118,7 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
 
     Args:
         scale: Height and width of the result, or one number for both.
-        backend: ``'torch'``: bicubic with antialiasing, less than 0.01 of 255 from Pillow on average. ``'pillow'`` and
+        backend: ``'torch'``: bicubic with antialiasing, less than 0.02 of 255 from Pillow on average. ``'pillow'`` and
             ``'cv2'``: as mmpretrain's (OpenCV does not antialias).
         interpolation: Of the other backends; ``'torch'`` has ``'bicubic'`` and ``'bilinear'``.
         **kwargs: As for mmpretrain's: ``crop_ratio_range``, ``aspect_ratio_range``, ``max_attempts``.

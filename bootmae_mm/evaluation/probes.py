@@ -57,8 +57,10 @@ def knn_accuracies(
         k -> share of the test images that are right, in 0..1.
 
     Raises:
-        ValueError: If a k is not in 1..N.
+        ValueError: If a k is not in 1..N, or the temperature not above 0.
     """
+    if temperature <= 0:
+        raise ValueError(f'temperature must be above 0, but is {temperature}')
     for k in ks:
         if not 1 <= k <= len(train):
             raise ValueError(f'k must be in 1..{len(train)}, but is {k}')

@@ -86,6 +86,8 @@ def test_cuda_agrees(tmp_path, image_folder):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             torch.cuda.set_sync_debug_mode('default')
 
-    runner = make_runner(tmp_path, image_folder, {'default_hooks.logger.interval': 4}, batch_size=1)
+    options = {'default_hooks.logger.interval': 4, 'optim_wrapper.optimizer.fused': True}
+    runner = make_runner(tmp_path, image_folder, options, batch_size=1)
     runner.register_hook(Forbid())
-    runner.train()
+    runner.train()  # a wait where none is allowed is an error
+    assert runner.iter == 24

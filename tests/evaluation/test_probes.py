@@ -29,6 +29,8 @@ def test_knn_by_hand():
         assert found[1] == knn_accuracy(train, train_labels, test, test_labels, k=1)
     with pytest.raises(ValueError, match='1..20'):
         knn_accuracy(train, train_labels, test, test_labels, k=21)
+    with pytest.raises(ValueError, match='temperature must be above 0, but is 0'):
+        knn_accuracy(train, train_labels, test, test_labels, k=1, temperature=0)
 
 
 def test_near_neighbours_outvote_more_distant_ones():
