@@ -11,7 +11,7 @@ TRAINED = 3
 TRAINED_FIRST = 2
 
 
-def step_macs(model: BootMAE, num_masked: int, needed: bool = False) -> dict[str, float]:
+def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int = 1) -> dict[str, float]:
     """Multiply-adds an image of a training step: products of matrices (attention's included), nothing else.
 
     Args:
@@ -20,6 +20,7 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False) -> dict[str
         needed: False: the method as written down, all tokens in all blocks; what throughput is compared by, whatever a
             program saves. True: what is computed here, where the last blocks answer for masked patches only and the
             student embeds the kept ones only.
+        masks: Of each image; the teacher sees it once.
 
     Returns:
         ``student``, ``teacher``, ``pixel`` and ``feature`` (decoder and head), those that there are -> multiply-adds,
@@ -35,7 +36,8 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False) -> dict[str
     )
     if model.feature_head is not None:
         teacher = model.teacher
-        last = num_masked if needed else None
+        # With several masks the features of all patches are needed, without the class token.
+        last = None if not needed else num_masked if masks == 1 else patches
         parts['teacher'] = (
             patches * _embedding(teacher)
             + (teacher.num_layers - 1) * _encoder_block(teacher, patches + extra)
@@ -49,7 +51,7 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False) -> dict[str
                 _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
                 + answers * head.projection.weight.numel()
             )
-    return parts
+    return {name: macs if name == 'teacher' else masks * macs for name, macs in parts.items()}
 
 
 def _embedding(encoder: BootMAEViT) -> int:

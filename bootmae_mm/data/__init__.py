@@ -5,7 +5,7 @@ from .labelled import LabelledFolder
 from .masking import MaskSampling
 from .packed import PackedImages
 from .samplers import SeededSampler
-from .transforms import LoadRGB, PackImage, RandomFlip, RandomResizedCrop, RandomShift, collate
+from .transforms import LoadRGB, PackImage, RandomFlip, RandomResizedCrop, RandomShift, Repeat, collate
 
 __all__ = [
     'Digits',
@@ -18,6 +18,7 @@ __all__ = [
     'RandomFlip',
     'RandomResizedCrop',
     'RandomShift',
+    'Repeat',
     'SeededSampler',
     'collate',
 ]

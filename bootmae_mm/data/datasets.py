@@ -35,8 +35,8 @@ class SeededDataset(BaseDataset):
         self.masking = None if masking is None else MaskSampling(**masking)
         super().__init__(**kwargs)
 
-    def __getitem__(self, idx: int) -> dict:
-        """The sample at ``idx``, after the pipeline."""
+    def __getitem__(self, idx: int) -> dict | list[dict]:
+        """The sample at ``idx``, after the pipeline; several with :class:`Repeat`."""
         if isinstance(idx, SeededIndex):
             random.seed(idx.seed)
             np.random.seed(idx.seed)
@@ -44,7 +44,9 @@ class SeededDataset(BaseDataset):
             # for later with a stack trace, as long a list as there are images.
             torch.default_generator.manual_seed(idx.seed)
         sample = super().__getitem__(int(idx))
-        return sample if self.masking is None else self.masking(sample)
+        if self.masking is None:
+            return sample
+        return [self.masking(part) for part in sample] if isinstance(sample, list) else self.masking(sample)
 
 
 @DATASETS.register_module()
@@ -118,7 +120,7 @@ class ImageFolder(SeededDataset):
             names.append(name if name and label.isdigit() else line.strip())
         return [str(root / name) for name in names if name]
 
-    def __getitem__(self, idx: int) -> dict:
+    def __getitem__(self, idx: int) -> dict | list[dict]:
         """The sample at ``idx``, or the next readable one."""
         position = int(idx)
         for _ in range(len(self)):

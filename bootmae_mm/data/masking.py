@@ -165,6 +165,8 @@ class MaskSampling(BaseTransform):
         max_block: Largest area of a block, in patches.
         min_aspect: Smallest height over width of a block.
         roll: Number of rolls to choose from under ``'mix'``.
+        per_image: Masks of each image, K. More than one is another algorithm: the teacher sees an image once for K
+            passes of the student, and the model's batch is K times that of the loader (set ``batch_size`` lower).
 
     Raises:
         ValueError: On an unknown strategy or impossible numbers.
@@ -182,6 +184,7 @@ class MaskSampling(BaseTransform):
         max_block: int = 60,
         min_aspect: float = 0.3,
         roll: int = 4,
+        per_image: int = 1,
     ) -> None:
         self.grid = to_pair(grid_size, 'grid_size')
         patches = self.grid[0] * self.grid[1]
@@ -206,6 +209,9 @@ class MaskSampling(BaseTransform):
             )
         if roll < 1:
             raise ValueError(f'roll must be at least 1, but is {roll}')
+        if per_image < 1:
+            raise ValueError(f'per_image must be at least 1, but is {per_image}')
+        self.per_image = per_image
         self.strategy = strategy
         self.num_blocked = self.num_masked if strategy == 'block' else num_blocked
         self.block: dict = dict(min_block=min_block, max_block=max_block, min_aspect=min_aspect)
@@ -235,9 +241,12 @@ class MaskSampling(BaseTransform):
             seeds: One for each image, in 0..2**63 - 1; the roll follows from the first.
 
         Returns:
-            ids_keep (B, V) and ids_mask (B, M), int64.
+            ids_keep (B * K, V) and ids_mask (B * K, M), int64, the K masks of an image in succession.
         """
         numbers = np.array(seeds, dtype=np.uint64)
+        if self.per_image > 1:  # the first mask is that of the seed itself
+            others = random_bits(numbers[:, None], np.arange(2**33, 2**33 + self.per_image - 1, dtype=np.uint64))
+            numbers = np.concatenate([numbers[:, None], others >> np.uint64(1)], axis=1).reshape(-1)
         roll = int(random_bits(numbers[:1], np.array([2**32], dtype=np.uint64))[0]) % self.roll
         orders = np.roll(self.orders(numbers), roll, axis=1)
         num_kept = orders.shape[1] - self.num_masked
@@ -246,5 +255,5 @@ class MaskSampling(BaseTransform):
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(grid={self.grid}, num_masked={self.num_masked}, strategy={self.strategy!r}, '
-            f'num_blocked={self.num_blocked}, {self.block}, roll={self.roll})'
+            f'num_blocked={self.num_blocked}, {self.block}, roll={self.roll}, per_image={self.per_image})'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import cv2
@@ -11,13 +12,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
+from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandomResizedCrop
+from PIL import Image
 from torch.utils.data import default_collate
 
 from bootmae_mm.registry import FUNCTIONS, TRANSFORMS
 
 from ..models.tokens import to_pair
+
+# OpenCV's flags to decode a JPEG file at a fraction of its size, without the bit that asks for BGR.
+REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR,
+    4: cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR,
+    8: cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR,
+}
 
 
 class UnreadableImageError(ValueError):
@@ -49,18 +60,29 @@ class LoadRGB(BaseTransform):
         backend: Decoder. ``'auto'``: OpenCV for JPEG files, faster with the pixels of Pillow (CMYK within 1 of 255),
             and Pillow for all others. Or one of mmcv's for all (``'pillow'``, ``'cv2'``, ``'turbojpeg'``).
         backend_args: Of mmengine's file client, for images that are not in the local file system.
+        min_edge: For large photographs: decode a JPEG file at 1/2, 1/4 or 1/8 of its size, inside the decoder (in the
+            frequency domain), as long as the shorter edge keeps so many pixels. Another pipeline than the full size:
+            small crops are enlarged from fewer pixels. None, the default, for the full size; needs ``'auto'``.
 
     Raises:
         UnreadableImageError: If the file cannot be read or decoded.
+        ValueError: On an unknown backend, or a ``min_edge`` that is not positive or has another backend.
     """
 
     BACKENDS = ('auto', 'pillow', 'cv2', 'turbojpeg')
 
     def __init__(
-        self, crop_size: int | tuple[int, int] | None = None, backend: str = 'auto', backend_args: dict | None = None
+        self,
+        crop_size: int | tuple[int, int] | None = None,
+        backend: str = 'auto',
+        backend_args: dict | None = None,
+        min_edge: int | None = None,
     ) -> None:
         if backend not in self.BACKENDS:
             raise ValueError(f'backend must be one of {", ".join(self.BACKENDS)}, but is {backend!r}')
+        if min_edge is not None and (min_edge < 1 or backend != 'auto'):
+            raise ValueError(f"min_edge must be positive, with backend 'auto', but is {min_edge} with {backend!r}")
+        self.min_edge = min_edge
         self.crop_size = None if crop_size is None else to_pair(crop_size, 'crop_size')
         self.backend = backend
         self.backend_args = backend_args
@@ -73,16 +95,26 @@ class LoadRGB(BaseTransform):
         return mmengine.fileio.get(path, backend_args=self.backend_args)
 
     def _decode(self, data: bytes) -> np.ndarray | None:
-        # OpenCV fills what is missing of a truncated file with grey; Pillow refuses it.
+        # OpenCV before 5 fills what is missing of a truncated file with grey; Pillow refuses it.
         if self.backend == 'auto' and data.startswith(b'\xff\xd8') and b'\xff\xd9' in data[-1024:]:
+            factor = 1 if self.min_edge is None else self._reduction(data, self.min_edge)
             if hasattr(cv2, 'IMREAD_COLOR_RGB'):  # since OpenCV 4.11: the colours need not be swapped afterwards
-                img = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                flags = cv2.IMREAD_COLOR_RGB | REDUCED[factor]
+                img = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             else:
-                img = mmcv.imfrombytes(data, flag='color', channel_order='rgb', backend='cv2')
+                img = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | REDUCED[factor])
+                img = None if img is None else cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
             if img is not None:
                 return img
         backend = 'pillow' if self.backend == 'auto' else self.backend
         return mmcv.imfrombytes(data, flag='color', channel_order='rgb', backend=backend)
+
+    @staticmethod
+    def _reduction(data: bytes, min_edge: int) -> int:
+        """The largest of 8, 4, 2, 1 that leaves ``min_edge`` pixels; from the header alone."""
+        with Image.open(io.BytesIO(data)) as header:
+            edge = min(header.size)
+        return next((factor for factor in (8, 4, 2) if edge >= factor * min_edge), 1)
 
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape``."""
@@ -205,6 +237,33 @@ class RandomShift(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class Repeat(BaseTransform):
+    """Makes several samples of one decoded image: the steps that follow, so many times.
+
+    Where decoding limits training, so many times less of it is done. Another algorithm: a batch of the loader is
+    ``times`` as many images for the model (set ``batch_size`` lower), which share photographs, and an epoch visits
+    every photograph ``times`` times. Off in all configs.
+
+    Args:
+        times: Samples of an image, at least 1.
+        transforms: The rest of the pipeline, from the crop to :class:`PackImage`.
+
+    Raises:
+        ValueError: If ``times`` is less than 1.
+    """
+
+    def __init__(self, times: int, transforms: list[dict]) -> None:
+        if times < 1:
+            raise ValueError(f'times must be at least 1, but is {times}')
+        self.times = times
+        self.pipeline = Compose(transforms)
+
+    def transform(self, results: dict) -> list[dict]:
+        """The samples."""
+        return [self.pipeline(dict(results)) for _ in range(self.times)]
+
+
+@TRANSFORMS.register_module()
 class PackImage(BaseTransform):
     """Packs a sample for :func:`collate`: the image as a uint8 tensor (C, H, W), not moved in memory.
 
@@ -229,19 +288,22 @@ class PackImage(BaseTransform):
 
 
 @FUNCTIONS.register_module()
-def collate(samples: list[dict]) -> dict:
+def collate(samples: list) -> dict:
     """Stack samples; draw their masks.
 
     Args:
-        samples: Of :class:`PackImage`, with the keys of :class:`MaskSampling` where the dataset has ``masking``.
+        samples: Of :class:`PackImage`, with the keys of :class:`MaskSampling` where the dataset has ``masking``; or
+            lists of them, of :class:`Repeat`.
 
     Returns:
-        ``inputs`` (B, C, H, W) uint8, the channels last in memory; with masks ``ids_keep`` (B, V) and ``ids_mask``
-        (B, M), int64; with :class:`RandomFlip` ``flip`` (B,) bool.
+        ``inputs`` (B, C, H, W) uint8, the channels last in memory; with masks ``ids_keep`` (B * K, V) and ``ids_mask``
+        (B * K, M), int64, the K masks of an image (``masking.per_image``, usually one) in succession; with
+        :class:`RandomFlip` ``flip`` (B,) bool.
 
     Raises:
         ValueError: If the images differ in size.
     """
+    samples = [part for sample in samples for part in (sample if isinstance(sample, list) else [sample])]
     shapes = {tuple(sample['inputs'].shape) for sample in samples}
     if len(shapes) > 1:
         raise ValueError(

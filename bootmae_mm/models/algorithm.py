@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bootmae_mm.interop.encoder import load_encoder
 from bootmae_mm.registry import MODELS
 
-from .tokens import loss_weights
+from .tokens import loss_weights, take_tokens
 
 
 @MODELS.register_module()
@@ -161,8 +161,8 @@ class BootMAE(BaseModel):
 
         Args:
             inputs: Normalised images, (B, C, H, W).
-            ids_keep: Indices of the kept patches, (B, V).
-            ids_mask: Indices of the masked patches, (B, M).
+            ids_keep: Indices of the kept patches, (B, V), or (B * K, V) for K masks of each image in succession.
+            ids_mask: Indices of the masked patches, (B, M) or (B * K, M).
             mode: ``'loss'`` for a dict of scalars; ``'predict'`` for the same, once a batch, in a list, for evaluation
                 on held-out images; ``'tensor'`` for the backbone's features of whole images.
 
@@ -188,10 +188,13 @@ class BootMAE(BaseModel):
     def loss(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> dict[str, Tensor]:
         """Both losses, unweighted, and norms that show a collapse of the features.
 
+        With several masks of each image (an option of :class:`MaskSampling`) the student sees an image once for each,
+        and the teacher once for all.
+
         Args:
             inputs: (B, C, H, W).
-            ids_keep: (B, V).
-            ids_mask: (B, M).
+            ids_keep: (B * K, V), K usually 1.
+            ids_mask: (B * K, M).
 
         Returns:
             Scalars ``pixel_loss``, ``feature_loss``, ``feature_pred_norm`` and ``feature_target_norm`` (mean L2 norm of
@@ -199,13 +202,14 @@ class BootMAE(BaseModel):
             of the normalised target: 0 once all patches look alike to the teacher); those of the branches that exist.
         """
         self._check_mask(inputs, ids_keep, ids_mask)
-        latent, context = self.backbone.encode_visible(inputs, ids_keep, self.neck.context_blocks)
+        images = inputs.repeat_interleave(len(ids_mask) // len(inputs), 0) if len(ids_mask) > len(inputs) else inputs
+        latent, context = self.backbone.encode_visible(images, ids_keep, self.neck.context_blocks)
         decoded = self.neck(latent, context, ids_mask)
         weights = loss_weights(ids_mask, self.backbone.grid_size, self.weight_mask)
 
         results = {}
         if self.pixel_head is not None:
-            results['pixel_loss'] = self.pixel_head.loss(decoded['pixel'], inputs, ids_mask, weights)
+            results['pixel_loss'] = self.pixel_head.loss(decoded['pixel'], images, ids_mask, weights)
         if self.feature_head is not None:
             prediction = self.feature_head(decoded['feature'])
             features = self.teacher_features(inputs, ids_mask)
@@ -216,8 +220,18 @@ class BootMAE(BaseModel):
 
     @torch.no_grad()
     def teacher_features(self, inputs: Tensor, ids_mask: Tensor) -> Tensor:
-        """The target: features of the masked patches, seen in the whole image. (B, C, H, W), (B, M) -> (B, M, D)."""
-        return self.teacher.encode_patches(inputs, ids_mask, norm=self.teacher_norm)
+        """The target: features of the masked patches, seen in the whole image.
+
+        (B, C, H, W), (B * K, M) -> (B * K, M, D).
+        """
+        masks = len(ids_mask) // len(inputs)
+        if masks == 1:
+            return self.teacher.encode_patches(inputs, ids_mask, norm=self.teacher_norm)
+        # All patches once, then those of each mask.
+        rows, columns = self.teacher.grid_size
+        everything = torch.arange(rows * columns, device=inputs.device).expand(len(inputs), -1)
+        features = self.teacher.encode_patches(inputs, everything, norm=self.teacher_norm)
+        return take_tokens(features.repeat_interleave(masks, 0), ids_mask)
 
     @staticmethod
     @torch.no_grad()
@@ -244,10 +258,11 @@ class BootMAE(BaseModel):
         """Check shapes only: looking at the values would wait for the device."""
         rows, columns = self.backbone.grid_size
         kept, masked = ids_keep.shape[-1], ids_mask.shape[-1]
-        if ids_keep.shape != (len(inputs), kept) or ids_mask.shape != (len(inputs), masked):
+        count = len(ids_mask)
+        if ids_keep.shape != (count, kept) or ids_mask.shape != (count, masked) or not count or count % len(inputs):
             raise ValueError(
                 f'ids_keep {tuple(ids_keep.shape)} and ids_mask {tuple(ids_mask.shape)} must be '
-                f'(batch, patches) of a batch of {len(inputs)}'
+                f'(batch, patches) of a batch of {len(inputs)}, or of a whole multiple of it'
             )
         if kept + masked != rows * columns or not 0 < masked < rows * columns:
             raise ValueError(

@@ -37,3 +37,17 @@ def test_what_is_computed_is_what_torch_counts(part):
         model.parse_losses(model.loss(**data))[0].backward()
     wanted = sum(step_macs(model, data['ids_mask'].shape[1], needed=True).values())
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize('masks', [1, 3])
+def test_several_masks_cost_the_teacher_once(masks):
+    arch = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=80)
+    backbone = dict(type='bootmae_mm.BootMAEViT', arch=arch, img_size=(32, 48), patch_size=8)
+    neck = dict(type='bootmae_mm.BootMAENeck', pixel=dict(width=16), feature={})
+    model = build(tiny_config(backbone=backbone, neck=neck))
+    data = random_batch(batch=2 * masks)
+    data['inputs'] = data['inputs'][:2]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.parse_losses(model.loss(**data))[0].backward()
+    wanted = sum(step_macs(model, data['ids_mask'].shape[1], needed=True, masks=masks).values())
+    assert counter.get_total_flops() / 2 / 2 == pytest.approx(wanted, rel=1e-6)

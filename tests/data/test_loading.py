@@ -18,6 +18,7 @@ from bootmae_mm.data import (
     RandomFlip,
     RandomResizedCrop,
     RandomShift,
+    Repeat,
     SeededSampler,
     collate,
 )
@@ -265,6 +266,44 @@ def test_a_jpeg_whose_end_is_missing_is_not_filled_with_grey(tmp_path):
         LoadRGB()(dict(img_path=str(path)))
 
 
+def test_large_jpegs_are_decoded_at_a_fraction(tmp_path):
+    """As Pillow's draft mode does, at the largest fraction that leaves the edge; turned ones too."""
+    img = Image.fromarray(load_sample_images().images[0])  # 427 x 640
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    img.save(tmp_path / 'plain.jpg')
+    img.save(tmp_path / 'turned.jpg', exif=exif)
+    for min_edge, factor in ((428, 1), (214, 1), (213, 2), (107, 2), (106, 4), (54, 4), (53, 8), (1, 8)):
+        found = LoadRGB(min_edge=min_edge)(dict(img_path=str(tmp_path / 'plain.jpg')))
+        with Image.open(tmp_path / 'plain.jpg') as wanted:
+            wanted.draft('RGB', (640 // factor, 427 // factor))
+            np.testing.assert_array_equal(found['img'], np.asarray(wanted))
+        assert found['img_shape'] == (-(-427 // factor), 640 // factor)
+        turned = LoadRGB(min_edge=min_edge)(dict(img_path=str(tmp_path / 'turned.jpg')))
+        np.testing.assert_array_equal(turned['img'], np.rot90(found['img'], -1))
+    img.save(tmp_path / 'other.png')
+    assert LoadRGB(min_edge=50)(dict(img_path=str(tmp_path / 'other.png')))['img_shape'] == (427, 640)
+
+
+def test_several_samples_of_one_decoded_image(image_folder, monkeypatch):
+    pipeline = [PIPELINE[0], dict(type='bootmae_mm.Repeat', times=3, transforms=PIPELINE[1:])]
+    decoded = []
+    decode = LoadRGB._decode
+    monkeypatch.setattr(LoadRGB, '_decode', lambda self, data: decoded.append(0) or decode(self, data))
+    plain = ImageFolder(data_root=str(image_folder), pipeline=PIPELINE, masking=MASKING)
+    several = ImageFolder(data_root=str(image_folder), pipeline=pipeline, masking=dict(MASKING, per_image=2))
+    samples = [several[SeededIndex(i, seed=i)] for i in range(2)]
+    assert len(decoded) == 2
+    batch = collate(samples)
+    assert batch['inputs'].shape == (6, 3, 32, 48) and batch['flip'].shape == (6,)
+    assert batch['ids_mask'].shape == (12, 18)
+    # The first crop is the one that a single sample would be; the others differ.
+    single = collate([plain[SeededIndex(i, seed=i)] for i in range(2)])
+    torch.testing.assert_close(batch['inputs'][::3], single['inputs'])
+    assert (batch['inputs'][1].float() - batch['inputs'][0].float()).abs().mean() > 1
+    assert len({sample['mask_seed'] for parts in samples for sample in parts}) == 6
+
+
 def test_crops_are_those_of_mmpretrain_and_resized_as_by_pillow(tmp_path):
     options = dict(scale=(224, 192), crop_ratio_range=(0.2, 1.0))
     exact = MMPretrainRandomResizedCrop(backend='pillow', interpolation='bicubic', **options)
@@ -317,6 +356,9 @@ def test_flips_of_mmcv_are_not_done_twice():
         (lambda: RandomResizedCrop(scale=4, interpolation='lanczos'), 'interpolation must be'),
         (lambda: RandomResizedCrop(scale=0), 'scale must be'),
         (lambda: RandomFlip(prob=2), 'prob must be'),
+        (lambda: Repeat(times=0, transforms=[]), 'times must be at least 1'),
+        (lambda: LoadRGB(min_edge=0), 'min_edge must be positive'),
+        (lambda: LoadRGB(min_edge=5, backend='pillow'), "with backend 'auto'"),
     ],
 )
 def test_impossible_crops_and_flips(make, message):

@@ -1,5 +1,6 @@
 import math
 import random
+import zlib
 
 import numpy as np
 import pytest
@@ -132,6 +133,22 @@ def test_block_strategy_masks_in_blocks_only():
     assert statistics(masks.reshape(-1, 14, 14))[1] > 0.84  # of random masks it would be 0.75
 
 
+def test_several_masks_of_an_image_start_with_its_own():
+    one, three = MaskSampling(roll=1), MaskSampling(roll=1, per_image=3)
+    seeds = [5, 2**63 - 1]
+    kept, masked = three.batch(seeds)
+    assert kept.shape == (6, 49) and masked.shape == (6, 147)
+    np.testing.assert_array_equal(masked[::3], one.batch(seeds)[1])
+    assert len({tuple(sorted(ids)) for ids in masked}) == 6
+    np.testing.assert_array_equal(masked[3:], three.batch(seeds[1:])[1])
+
+
+def test_masks_stay_the_same_from_release_to_release():
+    """A run that is resumed with a newer version sees the masks that it would have seen."""
+    kept, masked = MaskSampling().batch(range(64))
+    assert zlib.crc32(np.concatenate([kept, masked], axis=1).astype('<i8').tobytes()) == 4147969313
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -141,6 +158,7 @@ def test_block_strategy_masks_in_blocks_only():
         (dict(strategy='stripes'), 'strategy'),
         (dict(num_blocked=196), 'num_blocked'),
         (dict(min_block=9, max_block=4), 'min_block'),
+        (dict(per_image=0), 'per_image must be at least 1'),
         (dict(roll=0), 'roll'),
         (dict(grid_size=(1, 8)), 'two rows'),
         (dict(grid_size=0), 'grid_size'),

@@ -202,3 +202,25 @@ def test_bf16_autocast_stays_close(model, batch):
     for name in ('pixel_loss', 'feature_loss'):
         assert low[name].dtype == torch.float32
         torch.testing.assert_close(low[name], losses[name], rtol=0.03, atol=0)
+
+
+def test_several_masks_of_an_image_are_passes_with_one_target(model):
+    """Losses and gradients are those of the image repeated; the teacher sees it once."""
+    batch = random_batch()
+    other = random_batch()
+    both = {name: torch.stack([batch[name], other[name]], dim=1).flatten(0, 1) for name in ('ids_keep', 'ids_mask')}
+    repeated = model.loss(batch['inputs'].repeat_interleave(2, 0), **both)
+    model.parse_losses(repeated)[0].backward()
+    wanted = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    seen = []
+    hook = model.teacher.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    losses = model.loss(batch['inputs'], **both)
+    hook.remove()
+    assert seen == [3]
+    assert losses.keys() == repeated.keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(value, repeated[name])
+    model.parse_losses(losses)[0].backward()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)

@@ -58,7 +58,8 @@ class ReconstructionHook(Hook):
         batch = model.data_preprocessor(batch)
         was_training = model.training
         model.eval()
-        panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
+        masks = len(batch['ids_mask']) // len(batch['inputs'])  # the first of each image
+        panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
         model.train(was_training)
         runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=step)
 
