@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
@@ -16,6 +17,9 @@ from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='bootmae_mm', locations=['bootmae_mm.models'])
+MODEL_WRAPPERS = Registry(
+    'model_wrapper', parent=MMENGINE_MODEL_WRAPPERS, scope='bootmae_mm', locations=['bootmae_mm.engine']
+)
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='bootmae_mm', locations=['bootmae_mm.data'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='bootmae_mm', locations=['bootmae_mm.data'])
 FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='bootmae_mm', locations=['bootmae_mm.data'])

@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mmengine.runner import Runner, find_latest_checkpoint
+    from mmengine.runner import find_latest_checkpoint
 
     from bootmae_mm.engine.launch import (
         check_checkpoint,
@@ -50,6 +50,7 @@ def main() -> None:
         read_config,
         use_amp,
     )
+    from bootmae_mm.engine.runner import Runner
 
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)

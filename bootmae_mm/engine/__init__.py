@@ -1,7 +1,8 @@
-"""The engine: schedules, hooks, optimizers."""
+"""The engine: schedules, hooks, optimizers, sharding."""
 
 from .hooks import (
     BootMAEEMAHook,
+    CheckpointHook,
     CheckSegmentationHook,
     CompileHook,
     CurvesHook,
@@ -10,14 +11,17 @@ from .hooks import (
     ReconstructionHook,
 )
 from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor, LayerDecayOptimWrapperConstructor
+from .sharding import FullyShardedDataParallel
 
 __all__ = [
     'AutocastOptimWrapper',
     'BootMAEEMAHook',
     'CheckSegmentationHook',
+    'CheckpointHook',
     'CompileHook',
     'CurvesHook',
     'FeatureWeightHook',
+    'FullyShardedDataParallel',
     'GroupedOptimWrapperConstructor',
     'LayerDecayOptimWrapperConstructor',
     'MonitorHook',

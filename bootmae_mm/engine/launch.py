@@ -134,10 +134,10 @@ def prepare(cfg: Config, training: bool = True) -> None:
             cfg[loader]['pin_memory'] = False
     if cfg.launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')
-        # Devices are for GPUs only; mmengine names one always.
-        cfg.model_wrapper_cfg = dict(
-            cfg.get('model_wrapper_cfg') or {}, type='MMDistributedDataParallel', device_ids=None
-        )
+        wrapper = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
+        if wrapper['type'] == 'MMDistributedDataParallel':
+            wrapper['device_ids'] = None  # they are for GPUs only; mmengine names one always
+        cfg.model_wrapper_cfg = wrapper
 
 
 def finish(launcher: str = 'none') -> None:

@@ -1,5 +1,6 @@
 """Hooks."""
 
+from .checkpoint import CheckpointHook
 from .compilation import CompileHook
 from .monitor import MonitorHook
 from .pictures import CurvesHook, ReconstructionHook
@@ -9,6 +10,7 @@ from .teacher import BootMAEEMAHook, FeatureWeightHook
 __all__ = [
     'CheckSegmentationHook',
     'BootMAEEMAHook',
+    'CheckpointHook',
     'CompileHook',
     'CurvesHook',
     'FeatureWeightHook',

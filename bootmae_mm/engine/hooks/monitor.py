@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from bootmae_mm.registry import HOOKS
 
@@ -48,7 +49,8 @@ class MonitorHook(RuntimeInfoHook):
             for parameter in group['params']
             if parameter.grad is not None
         ]
-        self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

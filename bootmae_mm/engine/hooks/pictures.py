@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
 
+from ..sharding import gathered_parameters, is_sharded
 from .teacher import unwrapped
 
 
@@ -42,11 +43,11 @@ class ReconstructionHook(Hook):
         if done % (self.interval * len(runner.train_dataloader)) == 0 or done == runner.max_iters:
             self._draw(runner, step=-(-done // len(runner.train_dataloader)))
 
-    @master_only
     @torch.no_grad()
     def _draw(self, runner: Runner, step: int) -> None:
         model = unwrapped(runner.model)
-        if getattr(model, 'pixel_head', None) is None:
+        # A model that is divided among processes needs all of them.
+        if getattr(model, 'pixel_head', None) is None or not (is_main_process() or is_sharded(model)):
             return
         dataset = runner.train_dataloader.dataset
         # Here, for mmpretrain's data sets take seconds to import, and not every run of the tools needs them.
@@ -59,9 +60,11 @@ class ReconstructionHook(Hook):
         was_training = model.training
         model.eval()
         masks = len(batch['ids_mask']) // len(batch['inputs'])  # the first of each image
-        panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
+        with gathered_parameters(model):
+            panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
         model.train(was_training)
-        runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=step)
+        if is_main_process():
+            runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=step)
 
 
 @HOOKS.register_module()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bootmae_mm.registry import HOOKS
 
@@ -34,6 +36,8 @@ def ema_update(teacher: Sequence[Tensor], student: Sequence[Tensor], decay: floa
         student: Tensors to follow, in the same order.
         decay: Weight of the old value, in [0, 1].
     """
+    if teacher and isinstance(teacher[0], DTensor):  # divided alike: every process moves its share
+        teacher, student = ([cast(DTensor, value).to_local() for value in values] for values in (teacher, student))
     # The form that is exact where both are equal, so that fixed position embeddings stay what they are.
     torch._foreach_lerp_(list(teacher), list(student), 1.0 - decay)
 

@@ -1,0 +1,65 @@
+"""A model divided among two real processes (gloo) against one that is whole in each."""
+
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+from bootmae_mm.visualization import read_scalars
+from tests.conftest import ROOT, run_config
+from tests.tools.test_tools import free_port, shell
+
+SHARDED = "model_wrapper_cfg = dict(_delete_=True, type='bootmae_mm.FullyShardedDataParallel')\n"
+
+
+def launch(config, work_dir, *arguments):
+    status, out, err = shell(
+        ROOT / 'tools/dist_train.sh', config, 2, '--work-dir', work_dir, *arguments, PORT=free_port()
+    )
+    assert status == 0, err[-3000:]
+    return out
+
+
+def assert_same_states(one, other):
+    """Weights and optimizer of two checkpoints agree, as whole tensors."""
+    one, other = (torch.load(path, weights_only=False) for path in (one, other))
+    for name, value in one['state_dict'].items():
+        torch.testing.assert_close(other['state_dict'][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert one['optimizer']['param_groups'] == other['optimizer']['param_groups']
+    for index, values in one['optimizer']['state'].items():
+        for name, value in values.items():
+            torch.testing.assert_close(other['optimizer']['state'][index][name], value, rtol=1e-3, atol=1e-7, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
+def test_sharded_training_is_that_of_whole_models(tmp_path, image_folder):
+    whole = run_config(tmp_path / 'whole.py', image_folder, batch_size=2, accumulate=1)
+    sharded = tmp_path / 'sharded.py'
+    sharded.write_text(whole.read_text() + SHARDED)
+    launch(whole, tmp_path / 'whole')
+    said = launch(sharded, tmp_path / 'sharded')
+    here, everywhere = re.search(r'([\d,]+) of ([\d,]+) weights', said).groups()
+    share = int(here.replace(',', '')) / int(everywhere.replace(',', ''))
+    assert 0.45 < share < 0.6  # the first dimension of small tensors does not divide evenly
+    for a, b in zip(read_scalars(tmp_path / 'whole'), read_scalars(tmp_path / 'sharded'), strict=True):
+        for name in ('loss', 'pixel_loss', 'feature_loss', 'feature_target_norm', 'grad_norm', 'lr', 'ema_decay'):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), (a['step'], name)
+    assert_same_states(tmp_path / 'whole/epoch_3.pth', tmp_path / 'sharded/epoch_3.pth')
+    pictures = sorted(path.name for path in (tmp_path / 'whole').rglob('reconstruction*.png'))
+    assert pictures and pictures == sorted(path.name for path in (tmp_path / 'sharded').rglob('reconstruction*.png'))
+
+    # Either kind of run goes on from a checkpoint of the other.
+    for config, source, resumed in ((sharded, 'whole', 'a'), (whole, 'sharded', 'b')):
+        (tmp_path / resumed).mkdir()
+        shutil.copy(tmp_path / source / 'epoch_2.pth', tmp_path / resumed)
+        launch(config, tmp_path / resumed, '--resume', tmp_path / resumed / 'epoch_2.pth')
+        assert_same_states(tmp_path / 'whole/epoch_3.pth', tmp_path / resumed / 'epoch_3.pth')
+
+    # One process alone evaluates it.
+    status, _, err = shell(
+        sys.executable, ROOT / 'tools/test.py', sharded, tmp_path / 'sharded/epoch_3.pth', '--work-dir', tmp_path / 'c'
+    )
+    assert status == 0, err[-2000:]
