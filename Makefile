@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-upstream demo demo-transfer bench test test-fast test-upstream lint lock parity clean
+.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-upstream lint lock parity clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,8 +31,11 @@ bench: install  ## how fast a training step and the loader are on this machine
 test: install  ## the whole test suite
 	@$(BIN)/python -m pytest
 
+test-faults: install  ## kill runs, damage their files: twenty tries where it is random (FORM=short: one)
+	@$(BIN)/python -m pytest tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
+
 test-fast: install  ## the tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not fault"
 
 test-upstream: install-upstream  ## the whole suite with the original OpenMMLab distributions
 	@$(ENV)-upstream/bin/python -m pytest $(PYTEST_ARGS)

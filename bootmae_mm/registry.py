@@ -8,6 +8,7 @@ from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -27,6 +28,7 @@ DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='bootmae_mm', locations=['bootmae_mm.data']
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='bootmae_mm', locations=['bootmae_mm.engine'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='bootmae_mm', locations=['bootmae_mm.engine'])
 OPTIM_WRAPPERS = Registry(
     'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='bootmae_mm', locations=['bootmae_mm.engine']
 )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 if TYPE_CHECKING:  # imported where it is used, so that --help is quick
-    from mmengine.runner import Runner
+    from bootmae_mm.engine.runner import Runner
 
 CONFIG = Path(__file__).resolve().parent.parent / 'configs/pretrain/bootmae_vitt_digits.py'
 
@@ -84,9 +84,8 @@ def parse_args() -> argparse.Namespace:
 
 def build_runner(args: argparse.Namespace) -> Runner:
     """The Runner of the demo's config, with the options of the command line."""
-    from mmengine.runner import Runner
-
     from bootmae_mm.engine.launch import prepare, read_config
+    from bootmae_mm.engine.runner import Runner
 
     cfg = read_config(str(CONFIG), args.cfg_options, args.work_dir)
     if args.epochs:

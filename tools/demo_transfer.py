@@ -26,7 +26,8 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 if TYPE_CHECKING:  # imported where it is used, so that --help is quick
     import numpy as np
-    from mmengine.runner import Runner
+
+    from bootmae_mm.engine.runner import Runner
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = dict(
@@ -85,9 +86,8 @@ def prepared(args: argparse.Namespace, work_dir: Path, counts: dict[str, int]) -
 
 def build_runner(task: str, start: str, scenes: Path, work_dir: Path, args: argparse.Namespace) -> Runner:
     """The Runner of a task's toy config."""
-    from mmengine.runner import Runner
-
     from bootmae_mm.engine.launch import prepare, read_config
+    from bootmae_mm.engine.runner import Runner
 
     cfg = read_config(
         str(ROOT / 'configs' / CONFIGS[task]),

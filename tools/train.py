@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import os
 import traceback
 from pathlib import Path
 
@@ -38,8 +39,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mmengine.runner import find_latest_checkpoint
+    from mmengine.logging import print_log
 
+    from bootmae_mm.engine.hooks.interruption import Interrupted
     from bootmae_mm.engine.launch import (
         check_checkpoint,
         check_classes,
@@ -50,6 +52,7 @@ def main() -> None:
         read_config,
         use_amp,
     )
+    from bootmae_mm.engine.recovery import latest_checkpoint, lock
     from bootmae_mm.engine.runner import Runner
 
     try:
@@ -65,6 +68,12 @@ def main() -> None:
             cfg.load_from = None if args.resume == 'auto' else args.resume
         if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
             raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
+        # Held until this process ends, however it ends.
+        held = lock(cfg.work_dir) if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0 else None
+        if cfg.get('resume') and not cfg.get('load_from'):
+            found = latest_checkpoint(cfg.work_dir)
+            cfg.load_from = None if found is None else str(found)
+            cfg.resume = found is not None
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
 
@@ -74,15 +83,20 @@ def main() -> None:
         check_loader(runner)
         check_classes(runner.model, runner.train_dataloader.dataset)
         check_validation(runner)
-        source = cfg.load_from or (find_latest_checkpoint(cfg.work_dir) if cfg.resume else None)
-        if source:
-            check_checkpoint(runner, source, complete=bool(cfg.resume))
+        if cfg.load_from:
+            check_checkpoint(runner, cfg.load_from, complete=bool(cfg.resume))
         runner.train()
         finish(args.launcher)
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+    except Interrupted as interrupted:
+        print_log(str(interrupted), logger='current', level=30)
+        finish(args.launcher, interrupted.status)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         # The traceback for whoever needs it, and below it one clear line.
         traceback.print_exc()
         raise SystemExit(f'error: {str(error).strip().splitlines()[-1]}') from None
+    finally:
+        if held is not None:
+            held.close()
 
 
 if __name__ == '__main__':

@@ -48,11 +48,19 @@ class SeededSampler(DefaultSampler):
     Crops, flips and orders of patches then depend neither on the number of workers and processes nor on when a run was
     resumed: a resumed run sees what the uninterrupted one would have seen. (Only the roll of the mask, drawn once a
     batch, depends on which images make a batch.) The datasets of this project follow the seed.
+
+    Attributes:
+        start: So many samples of this process are left out at the start of an epoch; they were seen before the run was
+            interrupted.
     """
+
+    start = 0
 
     def __iter__(self) -> Iterator[SeededIndex]:
         """Indices of this process, in the order of the epoch."""
         for step, index in enumerate(super().__iter__()):
+            if step < self.start:
+                continue
             position = step * self.world_size + self.rank
             seed = np.random.SeedSequence((self.seed, self.epoch, position)).generate_state(1)[0]
             yield SeededIndex(index, int(seed))

@@ -7,9 +7,11 @@ from .hooks import (
     CompileHook,
     CurvesHook,
     FeatureWeightHook,
+    InterruptionHook,
     MonitorHook,
     ReconstructionHook,
 )
+from .loops import EpochLoop
 from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor, LayerDecayOptimWrapperConstructor
 from .sharding import FullyShardedDataParallel
 
@@ -22,7 +24,9 @@ __all__ = [
     'CurvesHook',
     'FeatureWeightHook',
     'FullyShardedDataParallel',
+    'EpochLoop',
     'GroupedOptimWrapperConstructor',
+    'InterruptionHook',
     'LayerDecayOptimWrapperConstructor',
     'MonitorHook',
     'ReconstructionHook',

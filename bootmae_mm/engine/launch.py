@@ -140,15 +140,18 @@ def prepare(cfg: Config, training: bool = True) -> None:
         cfg.model_wrapper_cfg = wrapper
 
 
-def finish(launcher: str = 'none') -> None:
+def finish(launcher: str = 'none', status: int = 0) -> None:
     """Leave the process group, if there is one, together with the other processes; the last thing that a tool does.
 
     Left to the interpreter's exit, gloo's threads now and then abort a process whose work is done, and the launcher
-    reports a failure. So a process that has a launcher ends right here, after Python's own exit functions, and with
-    success: whoever fails raises before.
+    reports a failure. So a process that has a launcher ends right here, after Python's own exit functions.
 
     Args:
         launcher: Of ``--launcher``.
+        status: The process ends with.
+
+    Raises:
+        SystemExit: With the status, if it is not 0 and there is no launcher.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -157,7 +160,9 @@ def finish(launcher: str = 'none') -> None:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        raise SystemExit(status)
 
 
 def use_amp(cfg: Config) -> None:

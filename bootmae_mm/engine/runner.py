@@ -1,18 +1,57 @@
-"""mmengine's Runner, fit for models that are divided among processes."""
+"""mmengine's Runner, with checkpoints that survive a crash, and fit for models that are divided among processes."""
 
 from __future__ import annotations
 
-from mmengine.runner import Runner as MMEngineRunner
+from pathlib import Path
+from typing import Any
 
-from .sharding import is_sharded
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner as MMEngineRunner
+from mmengine.runner.base_loop import BaseLoop
+
+from .loops import EpochLoop
+from .recovery import write_durably
+from .sharding import gathered_states, is_sharded
 
 
 class Runner(MMEngineRunner):
-    """mmengine's ``Runner``, which leaves the weights of a divided model as its wrapper initialised them.
+    """mmengine's ``Runner``. What differs:
 
-    (mmengine's own would send all tensors from the first process to the others, which divided ones refuse.)
+    - A checkpoint is written under another name, synced, and renamed: its name never stands for half a file.
+    - Loops by epoch are :class:`EpochLoop`, which resumes in the middle of an epoch.
+    - The weights of a divided model stay as its wrapper initialised them (mmengine would send all tensors from the
+      first process to the others, which divided ones refuse), and are gathered for checkpoints.
     """
+
+    gathered: dict | None = None
 
     def _init_model_weights(self) -> None:
         if not is_sharded(self.model):
             super()._init_model_weights()
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """The loop that a config describes."""
+        if isinstance(loop, dict) and loop.get('by_epoch') and 'type' not in loop:
+            options = {name: value for name, value in loop.items() if name != 'by_epoch'}
+            return EpochLoop(**options, runner=self, dataloader=self._train_dataloader)
+        return super().build_train_loop(loop)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint; all processes must call.
+
+        Raises:
+            OSError: In the first process, if it cannot be written; nothing is left of it then.
+        """
+        self.gathered = gathered_states(self) if is_sharded(self.model) else None
+        try:
+            if not is_main_process() or '://' in str(out_dir):
+                super().save_checkpoint(out_dir, filename, *args, **kwargs)
+                return
+            part = Path(out_dir, f'.{filename}.part')
+            try:
+                super().save_checkpoint(out_dir, part.name, *args, **kwargs)
+                write_durably(part, Path(out_dir, filename))
+            finally:
+                part.unlink(missing_ok=True)
+        finally:
+            self.gathered = None

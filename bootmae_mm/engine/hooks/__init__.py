@@ -2,6 +2,7 @@
 
 from .checkpoint import CheckpointHook
 from .compilation import CompileHook
+from .interruption import InterruptionHook
 from .monitor import MonitorHook
 from .pictures import CurvesHook, ReconstructionHook
 from .segmentation import CheckSegmentationHook
@@ -14,6 +15,7 @@ __all__ = [
     'CompileHook',
     'CurvesHook',
     'FeatureWeightHook',
+    'InterruptionHook',
     'MonitorHook',
     'ReconstructionHook',
 ]

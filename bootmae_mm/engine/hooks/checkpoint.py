@@ -1,37 +1,137 @@
-"""Checkpoints of any kind of run."""
+"""Checkpoints: which are written and kept, what goes into them, and what happens if they cannot be written."""
 
 from __future__ import annotations
 
+import shutil
+from collections import deque
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
 
-from ..sharding import divide_states, gathered_states, is_sharded
+from ..recovery import LAST, write_durably
+from ..sharding import divide_states, is_sharded
+from .teacher import unwrapped
 
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """mmengine's ``CheckpointHook``, which also gathers a model that is divided among processes (FSDP), and divides it.
+    """mmengine's ``CheckpointHook`` for runs that last days.
 
-    Args: as for mmengine's.
+    - An old checkpoint is removed once the new one is safe, not before.
+    - If a checkpoint cannot be written (a full disk), training goes on with an error in the log; the last one stays.
+    - Weights that are not finite are never saved.
+    - Before training, the disk must have room for a checkpoint.
+    - A model that is divided among processes (FSDP) is saved whole, and divided as it is loaded.
+
+    Args:
+        keep_every: Checkpoints whose epoch (or iteration) is a multiple of this are never removed; none by default.
+        **kwargs: As for mmengine's: ``interval``, ``max_keep_ckpts``, ``save_best``, ...
+
+    Raises:
+        ValueError: If ``keep_every`` is less than 1.
+        OSError: Before training, if the disk has no room for a checkpoint.
+        FloatingPointError: If a weight is not finite.
     """
 
-    _gathered: dict | None = None
+    def __init__(self, *args: object, keep_every: int | None = None, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        if keep_every is not None and keep_every < 1:
+            raise ValueError(f'keep_every must be at least 1, but is {keep_every}')
+        self.keep_every = keep_every
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the folder, and see whether there is room in it."""
+        super().before_train(runner)
+        if self.max_keep_ckpts <= 0:
+            self.keep_ckpt_ids: deque = deque()
+        if '://' in str(self.out_dir) or not is_main_process():
+            return
+        needed = checkpoint_bytes(runner)
+        Path(self.out_dir).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.out_dir).free
+        kept = max(self.max_keep_ckpts, 0) + 1
+        if free < needed:
+            raise OSError(
+                f'a checkpoint takes {needed / 2**20:,.0f} MiB, but {self.out_dir} has {free / 2**20:,.0f} free'
+            )
+        if free < kept * needed:
+            runner.logger.warning(
+                f'{kept} checkpoints take {kept * needed / 2**20:,.0f} MiB, but {self.out_dir} has '
+                f'{free / 2**20:,.0f} free'
+            )
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        # All processes are here; in before_save_checkpoint it is the first alone.
-        if is_sharded(runner.model):
-            self._gathered = gathered_states(runner)
-        super()._save_checkpoint_with_step(runner, step, meta)
-        self._gathered = None
+        path = Path(self.out_dir, self.filename_tmpl.format(step))
+        before = self.last_ckpt, list(self.keep_ckpt_ids)
+        outdated = self._keep(step)
+        self._note(runner, str(path), list(self.keep_ckpt_ids))
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                path.name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+        except OSError as error:
+            runner.logger.error(f'the checkpoint {path} could not be written, training goes on: {error}')
+            self._note(runner, *before)
+            return
+        if is_main_process():
+            self.finish_saving(runner, path, outdated)
+
+    def _keep(self, step: int) -> list[int]:
+        """Note a new checkpoint; return those that are to go."""
+        if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
+            return []
+        steps = [*self.keep_ckpt_ids, step]
+        self.keep_ckpt_ids = deque(steps[-self.max_keep_ckpts :])
+        return [old for old in steps[: -self.max_keep_ckpts] if not self.keep_every or old % self.keep_every]
+
+    def _note(self, runner: Runner, last: str | None, kept: list[int]) -> None:
+        self.last_ckpt = last
+        self.keep_ckpt_ids = deque(kept)
+        runner.message_hub.update_info('last_ckpt', last)
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+
+    def finish_saving(self, runner: Runner, path: Path, outdated: list[int]) -> None:
+        """Name a checkpoint as the last one, and remove what it replaces."""
+        part = Path(runner.work_dir, f'.{LAST}.part')
+        part.write_text(str(path), encoding='utf-8')
+        write_durably(part, Path(runner.work_dir, LAST))
+        old = [Path(self.out_dir, self.filename_tmpl.format(step)) for step in outdated]
+        # What was written when an earlier part of the run was interrupted.
+        for interrupted in [*old, *(p for p in Path(self.out_dir).glob('interrupted_*.pth') if p != path)]:
+            interrupted.unlink(missing_ok=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put whole tensors in place of this process's shares."""
-        if self._gathered is not None:
-            checkpoint.update({name: value for name, value in self._gathered.items() if name in checkpoint})
+        """Put whole tensors in place of this process's shares; refuse what is not finite."""
+        gathered = getattr(runner, 'gathered', None)
+        if gathered is not None:
+            checkpoint.update({name: value for name, value in gathered.items() if name in checkpoint})
+        for name, value in checkpoint['state_dict'].items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise FloatingPointError(f'{name} is not finite at iteration {runner.iter + 1}: not saved')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Divide whole tensors if the model is."""
         if is_sharded(runner.model):
             divide_states(runner, checkpoint)
+
+
+def checkpoint_bytes(runner: Runner) -> int:
+    """Size of a checkpoint, about: all weights, and two numbers more for each that is trained (AdamW)."""
+    model = unwrapped(runner.model)
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)
+    return weights + 2 * trained

@@ -6,6 +6,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='bootmae_mm.CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # SIGTERM and Ctrl-C: a checkpoint, and an end with status 75.
+    interruption=dict(type='bootmae_mm.InterruptionHook', grace=120),
 )
 val_cfg = dict()
 test_cfg = dict()

@@ -12,6 +12,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='bootmae_mm.CheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # SIGTERM and Ctrl-C: a checkpoint, and an end with status 75.
+    interruption=dict(type='bootmae_mm.InterruptionHook', grace=120),
     reconstruction=dict(type='bootmae_mm.ReconstructionHook', interval=20, num_images=4),
     curves=dict(type='bootmae_mm.CurvesHook'),
     # Blocks of the model through torch.compile: --cfg-options default_hooks.compile.enabled=True

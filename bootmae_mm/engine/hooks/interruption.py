@@ -1,0 +1,132 @@
+"""A run that is told to end saves itself first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from bootmae_mm.registry import HOOKS
+
+from .checkpoint import CheckpointHook
+
+
+class Interrupted(Exception):
+    """A run was told to end, and has saved itself.
+
+    Args:
+        path: Of the checkpoint.
+        status: That the process is to end with.
+    """
+
+    def __init__(self, path: str, status: int) -> None:
+        super().__init__(f'interrupted; go on with --resume from {path}')
+        self.status = status
+
+
+@HOOKS.register_module()
+class InterruptionHook(Hook):
+    """On SIGTERM (a scheduler needs the machine) or SIGINT (Ctrl-C): a checkpoint, and an end with its own status.
+
+    The checkpoint, ``interrupted_ITERATION.pth``, is written after the optimizer's next step, so that the run goes on
+    exactly there; it is removed once the next regular one is written. Of several processes all must get the signal, or
+    one of them, and all end at the same iteration.
+
+    Args:
+        signals: Names of the signals.
+        grace: Seconds from the signal to the end; after that the process ends without a checkpoint.
+        interval: Of several processes: iterations between two looks whether another one got the signal.
+        status: The process ends with; 75 is "temporary failure, try again" (EX_TEMPFAIL).
+
+    Raises:
+        ValueError: On an unknown signal or numbers that are not positive.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(
+        self,
+        signals: Sequence[str] = ('SIGTERM', 'SIGINT'),
+        grace: float = 120.0,
+        interval: int = 10,
+        status: int = 75,
+    ) -> None:
+        unknown = [name for name in signals if name not in signal.Signals.__members__]
+        if unknown or grace <= 0 or interval < 1 or not 1 <= status <= 125:
+            raise ValueError(
+                f'signals, grace > 0, interval >= 1 and status in 1..125 are needed, but are {tuple(signals)}, '
+                f'{grace}, {interval} and {status}'
+            )
+        self.signals = [signal.Signals[name] for name in signals]
+        self.grace = grace
+        self.interval = interval
+        self.status = status
+        self._asked: str | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen."""
+        self._asked = None
+        self._process = os.getpid()
+        self._runner = runner
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in self.signals}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        # Workers of the loader inherit this; they go on until the loader ends them.
+        if os.getpid() != self._process:
+            return
+        if self._asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C: at once
+        self._asked = signal.Signals(number).name
+        watch = threading.Timer(self.grace, self._give_up)
+        watch.daemon = True
+        watch.start()
+
+    def _give_up(self) -> None:
+        self._runner.logger.error(f'{self._asked}: no checkpoint within {self.grace} s, ending without')
+        os._exit(self.status)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Save and end if it is time."""
+        done = runner.iter + 1
+        # Gradients that are accumulated are not saved.
+        if done % runner.optim_wrapper._accumulative_counts or done == runner.max_iters:
+            return
+        if not self._agreed(done // runner.optim_wrapper._accumulative_counts):
+            return
+        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        folder = runner.work_dir if hook is None else hook.out_dir
+        name = f'interrupted_{done}.pth'
+        path = Path(folder, name)
+        runner.logger.warning(f'{self._asked or "another process was interrupted"}: saving {path}')
+        meta = dict(epoch=runner.epoch, iter=done)
+        runner.save_checkpoint(folder, name, meta=meta, by_epoch=False)
+        if is_main_process() and hook is not None:
+            hook.finish_saving(runner, path, outdated=[])
+        raise Interrupted(str(path), self.status)
+
+    def _agreed(self, steps: int) -> bool:
+        """Whether to end now, the same in all processes."""
+        if get_world_size() == 1:
+            return self._asked is not None
+        if steps % self.interval:
+            return False
+        asked = torch.tensor(float(self._asked is not None))
+        all_reduce(asked, op='max')
+        return bool(asked)
+
+    def after_train(self, runner: Runner) -> None:
+        """Listen no more."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

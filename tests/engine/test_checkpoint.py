@@ -1,0 +1,96 @@
+"""Checkpoints of a Runner in this process: kept, refused, resumed inside an epoch."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from bootmae_mm.data import SeededSampler
+from bootmae_mm.engine import CheckpointHook, InterruptionHook
+from bootmae_mm.engine.launch import prepare, read_config
+from bootmae_mm.engine.recovery import latest_checkpoint
+from bootmae_mm.engine.runner import Runner
+from tests.conftest import run_config
+
+
+def make_runner(tmp_path, image_folder, options, **arguments):
+    config = run_config(tmp_path / 'config.py', image_folder, **arguments)
+    cfg = read_config(str(config), options, str(tmp_path / 'work'))
+    cfg.experiment_name = f'{tmp_path.name}_{len(list(tmp_path.iterdir()))}'
+    prepare(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).glob('*.pth'))
+
+
+def test_the_newest_and_the_milestones_are_kept(tmp_path, image_folder):
+    options = {'default_hooks.checkpoint.max_keep_ckpts': 2, 'default_hooks.checkpoint.keep_every': 3}
+    make_runner(tmp_path, image_folder, options, epochs=7).train()
+    assert names(tmp_path / 'work') == ['epoch_3.pth', 'epoch_6.pth', 'epoch_7.pth']
+    assert latest_checkpoint(tmp_path / 'work') == tmp_path / 'work/epoch_7.pth'
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder, {}, epochs=2)
+
+    class Break(CheckpointHook):
+        def before_train_epoch(self, runner):
+            if runner.epoch == 1:
+                runner.model.teacher.ln1.weight.data[3] = float('nan')
+
+    runner.register_hook(Break())
+    with pytest.raises(FloatingPointError, match=r'not finite at iteration'):
+        runner.train()
+    assert names(tmp_path / 'work') == ['epoch_1.pth']
+
+
+def test_a_full_disk_is_an_error_before_training(tmp_path, image_folder, monkeypatch):
+    runner = make_runner(tmp_path, image_folder, {})
+    monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), dict(free=1000)))
+    with pytest.raises(OSError, match='a checkpoint takes .* MiB, but .* has 0 free'):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_another_batch_size_begins_the_epoch_anew(tmp_path, image_folder):
+    options = {'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.interval': 3}
+    make_runner(tmp_path, image_folder, options, batch_size=2, epochs=2).train()
+    options = {**options, 'load_from': str(tmp_path / 'work/iter_3.pth'), 'resume': True}
+    runner = make_runner(tmp_path, image_folder, options, batch_size=4, epochs=3)
+    runner.train()
+    log = next(path for path in sorted((tmp_path / 'work').glob('*/*.log'))[::-1]).read_text()
+    assert 'going on at the start of the epoch' in log
+
+
+def test_a_sampler_that_starts_later_has_the_rest():
+    sampler = SeededSampler(list(range(10)), shuffle=True, seed=1)
+    whole = [(int(index), index.seed) for index in sampler]
+    sampler.start = 4
+    assert [(int(index), index.seed) for index in sampler] == whole[4:]
+    assert len(sampler) == 10
+
+
+@pytest.mark.parametrize(
+    'options', [dict(signals=('SIGNONE',)), dict(grace=0), dict(interval=0), dict(status=0), dict(status=200)]
+)
+def test_impossible_interruptions(options):
+    with pytest.raises(ValueError, match='are needed'):
+        InterruptionHook(**options)
+    with pytest.raises(ValueError, match='keep_every must be at least 1'):
+        CheckpointHook(keep_every=0)
+
+
+def test_signals_are_left_as_they_were(tmp_path, image_folder):
+    before = signal.getsignal(signal.SIGTERM)
+    make_runner(tmp_path, image_folder, {}, epochs=2).train()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_checkpoint_holds_what_the_model_is(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder, {}, epochs=2)
+    runner.train()
+    state = torch.load(tmp_path / 'work/epoch_2.pth', weights_only=False)['state_dict']
+    assert all(torch.equal(value, state[name]) for name, value in runner.model.state_dict().items())

@@ -1,0 +1,20 @@
+"""A table at the end: each fault, how often it was tried, and what became of the runs."""
+
+from collections import Counter
+
+
+def pytest_terminal_summary(terminalreporter):
+    tried, survived = Counter(), Counter()
+    for outcome in ('passed', 'failed', 'error'):
+        for report in terminalreporter.stats.get(outcome, []):
+            if 'tests/faults/' in report.nodeid and getattr(report, 'when', '') == 'call':
+                name = report.nodeid.rsplit('::', 1)[-1].removeprefix('test_')
+                fault = name.split('[')[0].replace('_', ' ')
+                if '[' in name and not name.split('[')[1].rstrip(']').isdigit():
+                    fault += f' ({name.split("[")[1].rstrip("]")})'
+                tried[fault] += 1
+                survived[fault] += outcome == 'passed'
+    if tried:
+        terminalreporter.write_line(f'\n{"fault":60} tries  survived  lost')
+        for fault, count in tried.items():
+            terminalreporter.write_line(f'{fault:60} {count:5}  {survived[fault]:8}  {count - survived[fault]:4}')

@@ -1,0 +1,267 @@
+"""Real processes that are killed, told to end, or find their checkpoints damaged."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bootmae_mm.engine.recovery import damage, latest_checkpoint, lock
+from tests.conftest import ROOT, run_config
+from tests.tools.test_tools import ENVIRONMENT, free_port
+
+STEPS = 24  # 8 images in batches of 2, 6 epochs
+OPTIONS = [
+    'default_hooks.checkpoint.by_epoch=False',
+    'default_hooks.checkpoint.interval=2',
+    'default_hooks.checkpoint.max_keep_ckpts=3',
+]
+
+
+@pytest.fixture
+def config(tmp_path, image_folder):
+    return run_config(tmp_path / 'config.py', image_folder, batch_size=2, workers=2, accumulate=2, epochs=6)
+
+
+def command(config, work_dir, *arguments, processes=1):
+    tool = [sys.executable, ROOT / 'tools/train.py', config]
+    if processes > 1:
+        tool = [ROOT / 'tools/dist_train.sh', config, processes]
+    return [str(part) for part in (*tool, '--work-dir', work_dir, *arguments, '--cfg-options', *OPTIONS)]
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        command(*arguments, **options),
+        cwd=ROOT,
+        env={**ENVIRONMENT, 'PORT': free_port()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments, **options):
+    process = start(*arguments, **options)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def steps_logged(work_dir):
+    """The last iteration that the newest log has."""
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    lines = logs[-1].read_text().splitlines() if logs else []
+    return max((json.loads(line).get('step', 0) for line in lines if line.endswith('}')), default=0)
+
+
+def wait_for(process, work_dir, step, logs=0, limit=120):
+    """Wait until a run has logged an iteration; ``logs`` is how many logs there were before it."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end and process.poll() is None:
+        if len(list(Path(work_dir).glob('*/vis_data/scalars.json'))) > logs and steps_logged(work_dir) >= step:
+            return
+        time.sleep(0.002)
+
+
+def assert_equal(one, other):
+    """Two checkpoints hold the same bits: student, teacher, optimizer, schedules."""
+    one, other = (torch.load(path, weights_only=False) for path in (one, other))
+    assert one['state_dict'].keys() == other['state_dict'].keys()
+    for name, value in one['state_dict'].items():
+        assert torch.equal(other['state_dict'][name], value), name
+    assert one['optimizer']['param_groups'] == other['optimizer']['param_groups']
+    for index, values in one['optimizer']['state'].items():
+        for name, value in values.items():
+            assert torch.equal(other['optimizer']['state'][index][name], value), (index, name)
+    assert one['param_schedulers'] == other['param_schedulers']
+    assert all(one['meta'][name] == other['meta'][name] for name in ('epoch', 'iter'))
+
+
+def tries(short, long):
+    """How often a fault is tried: `make test-faults` asks for the long form."""
+    return pytest.mark.parametrize(
+        'number', [pytest.param(i, marks=[] if i < short else [pytest.mark.long]) for i in range(long)]
+    )
+
+
+@pytest.fixture(scope='session')
+def uninterrupted(tmp_path_factory):
+    """The end of a run that nothing happened to, for one and two processes: made once."""
+    from tests.conftest import write_images
+
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    images = write_images(folder / 'images', 8)
+    made = {}
+
+    def end(processes):
+        if processes not in made:
+            config = run_config(
+                folder / f'config{processes}.py', images, batch_size=2, workers=2, accumulate=2, epochs=6 * processes
+            )
+            status, said = run(config, folder / f'work{processes}', processes=processes)
+            assert status == 0, said[-3000:]
+            made[processes] = config, folder / f'work{processes}/iter_{STEPS}.pth'
+        return made[processes]
+
+    return end
+
+
+@pytest.mark.fault
+@tries(short=1, long=20)
+def test_killed_at_a_random_moment(tmp_path, uninterrupted, number):
+    """Bit for bit the run that was not killed: inside an epoch, with workers and accumulation, while saving too."""
+    config, wanted = uninterrupted(1)
+    dice = random.Random(number)
+    process = start(config, tmp_path / 'work')
+    wait_for(process, tmp_path / 'work', dice.randint(1, STEPS - 2))
+    time.sleep(dice.uniform(0, 0.05))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / f'work/iter_{STEPS}.pth').exists(), 'it was too fast to be killed'
+    status, said = run(config, tmp_path / 'work', '--resume')
+    assert status == 0, said[-3000:]
+    assert_equal(wanted, tmp_path / f'work/iter_{STEPS}.pth')
+    assert not list((tmp_path / 'work').glob('.*.part'))
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
+@tries(short=1, long=5)
+def test_two_processes_killed_together(tmp_path, uninterrupted, number):
+    config, wanted = uninterrupted(2)
+    dice = random.Random(number)
+    process = start(config, tmp_path / 'work', processes=2)
+    wait_for(process, tmp_path / 'work', dice.randint(1, STEPS - 4))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    subprocess.run(['pkill', '-KILL', '-f', str(tmp_path / 'work')], check=False)
+    status, said = run(config, tmp_path / 'work', '--resume', processes=2)
+    assert status == 0, said[-3000:]
+    assert_equal(wanted, tmp_path / f'work/iter_{STEPS}.pth')
+
+
+def ranks(launcher):
+    """The processes that torchrun started: children of a child of the script, not workers of their loaders."""
+
+    def children(pid):
+        return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+    (torchrun,) = (pid for pid in children(launcher.pid) if 'torch' in Path(f'/proc/{pid}/cmdline').read_text())
+    return [pid for pid in children(torchrun) if 'train.py' in Path(f'/proc/{pid}/cmdline').read_text()]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ('name', 'processes'),
+    [('SIGTERM', 1), pytest.param('SIGINT', 1, marks=pytest.mark.long), pytest.param('SIGTERM', 2)],
+)
+def test_told_to_end(tmp_path, uninterrupted, name, processes):
+    """A checkpoint right there, status 75, and the next start goes on from it."""
+    if processes > 1 and torch.cuda.is_available():
+        pytest.skip('runs gloo processes on a machine without GPUs')
+    config, wanted = uninterrupted(processes)
+    work_dir = tmp_path / 'work'
+    process = start(config, work_dir, processes=processes)
+    wait_for(process, work_dir, 5)
+    number = signal.Signals[name]
+    if processes == 1:
+        process.send_signal(number)
+    else:  # to one of the two
+        os.kill(ranks(process)[-1], number)
+    said, _ = process.communicate(timeout=100)
+    if processes == 1:
+        assert process.returncode == 75, said[-3000:]
+    assert 'go on with --resume from' in said
+    (saved,) = work_dir.glob('interrupted_*.pth')
+    assert 5 <= int(saved.stem.split('_')[1]) < STEPS
+    assert latest_checkpoint(work_dir) == saved
+    status, said = run(config, work_dir, '--resume', processes=processes)
+    assert status == 0 and f'Load checkpoint from {saved}' in said, said[-3000:]
+    assert_equal(wanted, work_dir / f'iter_{STEPS}.pth')
+    assert not saved.exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    'kind',
+    ['flipped', *(pytest.param(kind, marks=pytest.mark.long) for kind in ('truncated', 'empty'))],
+)
+def test_damaged_latest_checkpoint(tmp_path, uninterrupted, kind):
+    """It is named and skipped, and the one before is used."""
+    config, wanted = uninterrupted(1)
+    status, said = run(config, tmp_path / 'work')
+    assert status == 0, said[-3000:]
+    last = tmp_path / f'work/iter_{STEPS}.pth'
+    content = bytearray(last.read_bytes())
+    if kind == 'truncated':
+        last.write_bytes(content[:-1000])
+    elif kind == 'flipped':
+        content[len(content) // 2] ^= 4
+        last.write_bytes(content)
+    else:
+        last.write_bytes(b'')
+    assert latest_checkpoint(tmp_path / 'work') == last.with_name(f'iter_{STEPS - 2}.pth')
+    status, said = run(config, tmp_path / 'work', '--resume')
+    assert status == 0, said[-3000:]
+    assert f'{last} is damaged and skipped' in said
+    assert_equal(wanted, last)
+
+
+def test_every_flipped_bit_of_a_tensor_is_found(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(state_dict={'a': torch.arange(1000.0)}, meta={}), path)
+    whole = path.read_bytes()
+    assert damage(path) is None
+    place = whole.index(torch.arange(1000.0).numpy().tobytes())
+    for offset in range(0, 4000, 97):
+        for bit in (1, 128):
+            content = bytearray(whole)
+            content[place + offset] ^= bit
+            path.write_bytes(content)
+            assert 'checksum' in damage(path)
+
+
+def test_only_damaged_checkpoints_do_not_start_a_run_anew(tmp_path):
+    (tmp_path / 'epoch_1.pth').write_bytes(b'PK')
+    with pytest.raises(ValueError, match='none of the 1 checkpoints'):
+        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path / 'nothing') is None
+
+
+@pytest.mark.fault
+def test_disk_full_while_saving(tmp_path, uninterrupted):
+    """Training goes on with errors in the log; the last good checkpoint stays and is named; later ones are written."""
+    config, wanted = uninterrupted(1)
+    work_dir = tmp_path / 'work'
+    process = start(config, work_dir)
+    wait_for(process, work_dir, 5)
+    # No file may grow beyond 50 KB from here on: to the process the disk is full.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    wait_for(process, work_dir, 15)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said[-3000:]
+    assert 1 <= said.count('could not be written, training goes on') <= 8
+    assert_equal(wanted, work_dir / f'iter_{STEPS}.pth')
+    assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / f'iter_{STEPS}.pth')
+    assert not list(work_dir.glob('.*.part'))
+
+
+def test_two_runs_in_one_folder(tmp_path, config, run_tool):
+    code = 'import sys, time; from bootmae_mm.engine.recovery import lock; x = lock(sys.argv[1]); print(1, flush=True); time.sleep(60)'
+    with subprocess.Popen([sys.executable, '-c', code, tmp_path / 'work'], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        while b'1' not in other.stdout.readline():
+            pass
+        status, _, message = run_tool('train.py', config, '--work-dir', tmp_path / 'work')
+        other.kill()
+    assert status == 1
+    assert message.startswith(f'error: another run (process {other.pid} on ') and 'name another --work-dir' in message
+    lock(tmp_path / 'work').close()  # free again, though nobody tidied up
