@@ -1,5 +1,5 @@
 # Shared by dist_train.sh and dist_test.sh: checks the number of processes and starts them with torchrun.
-# Nodes: NNODES, NODE_RANK, MASTER_ADDR and PORT, as in OpenMMLab's scripts.
+# Nodes: NNODES, NODE_RANK, MASTER_ADDR and PORT, as in OpenMMLab's scripts; MAX_RESTARTS is torchrun's.
 
 launch() {  # launch SCRIPT GPUS ARGUMENT...
   local script=$1 gpus=$2
@@ -24,6 +24,6 @@ launch() {  # launch SCRIPT GPUS ARGUMENT...
   "$python" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
-    --nproc_per_node="$gpus" \
+    --nproc_per_node="$gpus" --max_restarts="${MAX_RESTARTS:-0}" \
     "$(dirname "${BASH_SOURCE[0]}")/$script" --launcher pytorch "$@"
 }

@@ -63,6 +63,8 @@ def main() -> None:
             if 'auto_scale_lr' not in cfg:
                 raise ValueError(f'{args.config} has no auto_scale_lr')
             cfg.auto_scale_lr.enable = True
+        if not args.resume and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+            args.resume = 'auto'  # torchrun started this process again after another one had died
         if args.resume:
             cfg.resume = True
             cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -51,12 +51,11 @@ def test_sharded_training_is_that_of_whole_models(tmp_path, image_folder):
     pictures = sorted(path.name for path in (tmp_path / 'whole').rglob('reconstruction*.png'))
     assert pictures and pictures == sorted(path.name for path in (tmp_path / 'sharded').rglob('reconstruction*.png'))
 
-    # Either kind of run goes on from a checkpoint of the other.
-    for config, source, resumed in ((sharded, 'whole', 'a'), (whole, 'sharded', 'b')):
-        (tmp_path / resumed).mkdir()
-        shutil.copy(tmp_path / source / 'epoch_2.pth', tmp_path / resumed)
-        launch(config, tmp_path / resumed, '--resume', tmp_path / resumed / 'epoch_2.pth')
-        assert_same_states(tmp_path / 'whole/epoch_3.pth', tmp_path / resumed / 'epoch_3.pth')
+    # A sharded run goes on from a checkpoint of one that is not. (The other way: they hold the same, as was just seen.)
+    (tmp_path / 'resumed').mkdir()
+    shutil.copy(tmp_path / 'whole/epoch_2.pth', tmp_path / 'resumed')
+    launch(sharded, tmp_path / 'resumed', '--resume')
+    assert_same_states(tmp_path / 'whole/epoch_3.pth', tmp_path / 'resumed/epoch_3.pth')
 
     # One process alone evaluates it.
     status, _, err = shell(

@@ -37,11 +37,11 @@ def command(config, work_dir, *arguments, processes=1):
     return [str(part) for part in (*tool, '--work-dir', work_dir, *arguments, '--cfg-options', *OPTIONS)]
 
 
-def start(*arguments, **options):
+def start(*arguments, restarts=0, **options):
     return subprocess.Popen(
         command(*arguments, **options),
         cwd=ROOT,
-        env={**ENVIRONMENT, 'PORT': free_port()},
+        env={**ENVIRONMENT, 'PORT': free_port(), 'MAX_RESTARTS': str(restarts)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -69,6 +69,16 @@ def wait_for(process, work_dir, step, logs=0, limit=120):
         if len(list(Path(work_dir).glob('*/vis_data/scalars.json'))) > logs and steps_logged(work_dir) >= step:
             return
         time.sleep(0.002)
+
+
+def ranks(launcher):
+    """The processes that torchrun started: children of a child of the script, not workers of their loaders."""
+
+    def children(pid):
+        return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+    (torchrun,) = (pid for pid in children(launcher.pid) if 'torch' in Path(f'/proc/{pid}/cmdline').read_text())
+    return [pid for pid in children(torchrun) if 'train.py' in Path(f'/proc/{pid}/cmdline').read_text()]
 
 
 def assert_equal(one, other):
@@ -148,16 +158,6 @@ def test_two_processes_killed_together(tmp_path, uninterrupted, number):
     assert_equal(wanted, tmp_path / f'work/iter_{STEPS}.pth')
 
 
-def ranks(launcher):
-    """The processes that torchrun started: children of a child of the script, not workers of their loaders."""
-
-    def children(pid):
-        return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
-
-    (torchrun,) = (pid for pid in children(launcher.pid) if 'torch' in Path(f'/proc/{pid}/cmdline').read_text())
-    return [pid for pid in children(torchrun) if 'train.py' in Path(f'/proc/{pid}/cmdline').read_text()]
-
-
 @pytest.mark.fault
 @pytest.mark.parametrize(
     ('name', 'processes'),
@@ -187,6 +187,34 @@ def test_told_to_end(tmp_path, uninterrupted, name, processes):
     assert status == 0 and f'Load checkpoint from {saved}' in said, said[-3000:]
     assert_equal(wanted, work_dir / f'iter_{STEPS}.pth')
     assert not saved.exists()
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
+@tries(short=1, long=5)
+def test_one_process_of_two_killed(tmp_path, uninterrupted, number):
+    """torchrun ends the other one, starts both again, and they end as if nothing had happened."""
+    config, wanted = uninterrupted(2)
+    process = start(config, tmp_path / 'work', processes=2, restarts=1)
+    wait_for(process, tmp_path / 'work', random.Random(number).randint(3, STEPS - 6))
+    os.kill(ranks(process)[number % 2], signal.SIGKILL)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said[-3000:]
+    assert '-9' in said and 'Load checkpoint from' in said
+    assert_equal(wanted, tmp_path / f'work/iter_{STEPS}.pth')
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
+def test_one_process_of_two_killed_without_restarts(tmp_path, uninterrupted):
+    """No hang: the launcher ends, and names the rank and the signal."""
+    config, _ = uninterrupted(2)
+    process = start(config, tmp_path / 'work', processes=2)
+    wait_for(process, tmp_path / 'work', 5)
+    os.kill(ranks(process)[1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert 'local_rank: 1' in said and 'SIGKILL' in said, said[-3000:]
 
 
 @pytest.mark.fault
@@ -256,7 +284,10 @@ def test_disk_full_while_saving(tmp_path, uninterrupted):
 
 
 def test_two_runs_in_one_folder(tmp_path, config, run_tool):
-    code = 'import sys, time; from bootmae_mm.engine.recovery import lock; x = lock(sys.argv[1]); print(1, flush=True); time.sleep(60)'
+    code = (
+        'import sys, time; from bootmae_mm.engine.recovery import lock; '
+        'held = lock(sys.argv[1]); print(1, flush=True); time.sleep(60)'
+    )
     with subprocess.Popen([sys.executable, '-c', code, tmp_path / 'work'], stdout=subprocess.PIPE, cwd=ROOT) as other:
         while b'1' not in other.stdout.readline():
             pass

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -43,7 +43,7 @@ class InterruptionHook(Hook):
     Args:
         signals: Names of the signals.
         grace: Seconds from the signal to the end; after that the process ends without a checkpoint.
-        interval: Of several processes: iterations between two looks whether another one got the signal.
+        interval: Of several processes: steps of the optimizer between two looks whether another one got the signal.
         status: The process ends with; 75 is "temporary failure, try again" (EX_TEMPFAIL).
 
     Raises:
@@ -76,6 +76,8 @@ class InterruptionHook(Hook):
         self._asked = None
         self._process = os.getpid()
         self._runner = runner
+        # Over the CPU: nothing waits for a GPU.
+        self._group = torch.distributed.new_group(backend='gloo') if get_world_size() > 1 else None
         self._before = {}
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in self.signals}
@@ -118,12 +120,12 @@ class InterruptionHook(Hook):
 
     def _agreed(self, steps: int) -> bool:
         """Whether to end now, the same in all processes."""
-        if get_world_size() == 1:
+        if self._group is None:
             return self._asked is not None
         if steps % self.interval:
             return False
         asked = torch.tensor(float(self._asked is not None))
-        all_reduce(asked, op='max')
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(asked)
 
     def after_train(self, runner: Runner) -> None:
