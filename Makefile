@@ -29,7 +29,7 @@ bench: install  ## how fast a training step and the loader are on this machine
 	@$(BIN)/python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --json work_dirs/benchmark/loader.json
 
 test: install  ## the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: install  ## kill runs, damage their files: twenty tries where it is random (FORM=short: one)
 	@$(BIN)/python -m pytest tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
@@ -38,7 +38,7 @@ test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow and not fault"
 
 test-upstream: install-upstream  ## the whole suite with the original OpenMMLab distributions
-	@$(ENV)-upstream/bin/python -m pytest $(PYTEST_ARGS)
+	@$(ENV)-upstream/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: install  ## style and types
 	@$(BIN)/ruff check .

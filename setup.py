@@ -60,7 +60,7 @@ setup(
         'export': ['safetensors', 'onnx'],
         # To read what is exported to it. Not part of `test`: the original mmpretrain cannot be imported beside it.
         'huggingface': ['transformers<5'],
-        'test': ['pytest', 'safetensors', 'scikit-learn', 'onnx', 'onnxruntime', 'timm'],
+        'test': ['pytest', 'pytest-xdist', 'safetensors', 'scikit-learn', 'onnx', 'onnxruntime', 'timm'],
     },
     zip_safe=False,
 )

@@ -21,9 +21,12 @@ launch() {  # launch SCRIPT GPUS ARGUMENT...
     echo "error: $gpus GPUs asked for, but this machine has $there" >&2
     return 2
   fi
-  "$python" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
-    --nproc_per_node="$gpus" --max_restarts="${MAX_RESTARTS:-0}" \
+  local address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
+  local meet=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
+  if ((${MAX_RESTARTS:-0} > 0)); then
+    # With fixed addresses a restart finds the store of the first start, and hangs.
+    meet=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="$port" --max_restarts="$MAX_RESTARTS")
+  fi
+  "$python" -m torch.distributed.run --nnodes="${NNODES:-1}" --nproc_per_node="$gpus" "${meet[@]}" \
     "$(dirname "${BASH_SOURCE[0]}")/$script" --launcher pytorch "$@"
 }

@@ -103,6 +103,8 @@ def lock(work_dir: str | Path) -> IO:
         holder = file.read().strip()
         file.close()
         raise ValueError(f'another run ({holder}) uses {folder}; name another --work-dir') from None
+    # Workers of the loader outlive a killed run by seconds; the lock is not theirs.
+    os.register_at_fork(after_in_child=file.close)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {os.uname().nodename}')
     file.flush()

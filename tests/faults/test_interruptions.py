@@ -285,8 +285,8 @@ def test_disk_full_while_saving(tmp_path, uninterrupted):
 
 def test_two_runs_in_one_folder(tmp_path, config, run_tool):
     code = (
-        'import sys, time; from bootmae_mm.engine.recovery import lock; '
-        'held = lock(sys.argv[1]); print(1, flush=True); time.sleep(60)'
+        'import os, sys, time; from bootmae_mm.engine.recovery import lock; '
+        'held = lock(sys.argv[1]); os.fork(); print(1, flush=True); time.sleep(60)'
     )
     with subprocess.Popen([sys.executable, '-c', code, tmp_path / 'work'], stdout=subprocess.PIPE, cwd=ROOT) as other:
         while b'1' not in other.stdout.readline():
@@ -295,4 +295,4 @@ def test_two_runs_in_one_folder(tmp_path, config, run_tool):
         other.kill()
     assert status == 1
     assert message.startswith(f'error: another run (process {other.pid} on ') and 'name another --work-dir' in message
-    lock(tmp_path / 'work').close()  # free again, though nobody tidied up
+    lock(tmp_path / 'work').close()  # free again, though nobody tidied up and a worker still lives
