@@ -24,7 +24,8 @@ launch() {  # launch SCRIPT GPUS ARGUMENT...
   local address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
   local meet=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
   if ((${MAX_RESTARTS:-0} > 0)); then
-    # With fixed addresses a restart finds the store of the first start, and hangs.
+    # Else a restart meets in the store of the first start, finds addresses of dead processes there, and hangs or fails.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     meet=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="$port" --max_restarts="$MAX_RESTARTS")
   fi
   "$python" -m torch.distributed.run --nnodes="${NNODES:-1}" --nproc_per_node="$gpus" "${meet[@]}" \
