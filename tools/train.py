@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import traceback
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,57 +40,55 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def configured(args: argparse.Namespace) -> Config:
+    """The config with the command line applied; what it starts from is chosen later, in a locked work_dir."""
+    from bootmae_mm.engine.launch import read_config, use_amp
+
+    cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        if 'auto_scale_lr' not in cfg:
+            raise ValueError(f'{args.config} has no auto_scale_lr')
+        cfg.auto_scale_lr.enable = True
+    return cfg
+
+
+def train(cfg: Config) -> None:
+    """Check all that can be checked before the first iteration, and train."""
+    from bootmae_mm.engine.launch import check_checkpoint, check_classes, check_loader, check_validation, prepare
+    from bootmae_mm.engine.runner import Runner
+
+    prepare(cfg)
+    runner = Runner.from_cfg(cfg)
+    check_loader(runner)
+    check_classes(runner.model, runner.train_dataloader.dataset)
+    check_validation(runner)
+    if cfg.load_from:
+        check_checkpoint(runner, cfg.load_from, complete=cfg.resume)
+    runner.train()
+
+
 def main() -> None:
     args = parse_args()
     from mmengine.logging import print_log
 
     from bootmae_mm.engine.hooks.interruption import Interrupted
-    from bootmae_mm.engine.launch import (
-        check_checkpoint,
-        check_classes,
-        check_loader,
-        check_validation,
-        finish,
-        prepare,
-        read_config,
-        use_amp,
-    )
-    from bootmae_mm.engine.recovery import latest_checkpoint, lock
-    from bootmae_mm.engine.runner import Runner
+    from bootmae_mm.engine.launch import finish
+    from bootmae_mm.engine.recovery import choose_start, lock
 
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     try:
-        cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-        if args.amp:
-            use_amp(cfg)
-        if args.auto_scale_lr:
-            if 'auto_scale_lr' not in cfg:
-                raise ValueError(f'{args.config} has no auto_scale_lr')
-            cfg.auto_scale_lr.enable = True
-        if not args.resume and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
-            args.resume = 'auto'  # torchrun started this process again after another one had died
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
-        if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
-            raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
+        cfg = configured(args)
         # Held until this process ends, however it ends.
-        held = lock(cfg.work_dir) if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0 else None
-        if cfg.get('resume') and not cfg.get('load_from'):
-            found = latest_checkpoint(cfg.work_dir)
-            cfg.load_from = None if found is None else str(found)
-            cfg.resume = found is not None
+        held = lock(cfg.work_dir, restarted) if first else None
+        choose_start(cfg, args.resume, restarted)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
 
     try:
-        prepare(cfg)
-        runner = Runner.from_cfg(cfg)
-        check_loader(runner)
-        check_classes(runner.model, runner.train_dataloader.dataset)
-        check_validation(runner)
-        if cfg.load_from:
-            check_checkpoint(runner, cfg.load_from, complete=bool(cfg.resume))
-        runner.train()
+        train(cfg)
         finish(args.launcher)
     except Interrupted as interrupted:
         print_log(str(interrupted), logger='current', level=30)

@@ -191,7 +191,7 @@ def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
     """
     if '://' in path:
         return {}
-    checkpoint = load_file(path)
+    checkpoint = load_file(path, mmap=True)
     state = checkpoint.get('state_dict', checkpoint)
     model = unwrapped(runner.model)
     wanted = model.state_dict()

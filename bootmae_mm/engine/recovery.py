@@ -8,11 +8,13 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from mmengine.config import Config
 from mmengine.logging import print_log
 
 from bootmae_mm.interop.checkpoint import load_file
 
 LAST = 'last_checkpoint'
+STARTED = '.started'
 PATTERNS = ('epoch_*.pth', 'iter_*.pth', 'interrupted_*.pth')
 
 
@@ -36,24 +38,33 @@ def write_durably(part: Path, path: Path) -> None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file, or None.
 
-    ``torch.save`` writes a ZIP archive with a CRC-32 of every tensor; all of them are computed anew here.
+    ``torch.save`` writes a ZIP archive with a CRC-32 of every tensor and of the rest; all are computed anew here. What
+    zipfile does not look at, torch's own reader does, without reading the tensors again.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
             if broken is not None:
                 return f'the checksum of {broken} is wrong'
-        load_file(path)
+        load_file(path, mmap=True)
     except Exception as error:  # noqa: BLE001  whatever a broken file brings about
         return f'{type(error).__name__}: {error}' if not path.is_file() or path.stat().st_size else 'it is empty'
     return None
 
 
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
+def name_last(work_dir: str | Path, path: Path) -> None:
+    """Note in a work_dir which checkpoint is the last one, such that the note is always whole."""
+    part = Path(work_dir, f'.{LAST}.part')
+    part.write_text(str(path), encoding='utf-8')
+    write_durably(part, Path(work_dir, LAST))
+
+
+def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
     """The newest checkpoint of a run that is whole; those that are not are named in the log and skipped.
 
     Args:
         work_dir: Of the run.
+        since: Only checkpoints written then or later, in seconds since 1970; all by default.
 
     Returns:
         Its path, or None where no checkpoint was written yet.
@@ -74,6 +85,7 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
         last = last if last.is_file() else folder / last.name
         if last.is_file():
             found = [last] + [path for path in found if path.resolve() != last.resolve()]
+    found = [path for path in found if path.stat().st_mtime >= since]
     for path in found:
         reason = damage(path)
         if reason is None:
@@ -87,8 +99,44 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     return None
 
 
-def lock(work_dir: str | Path) -> IO:
+def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:
+    """Set ``load_from`` and ``resume`` of a config to what its run begins with.
+
+    A run that torchrun started again goes on from what it has written itself, whatever else the work_dir holds. Where
+    there is no checkpoint to go on from, the config's own ``load_from`` stays.
+
+    Args:
+        cfg: With ``work_dir``; changed in place.
+        resume: Of the command line: a checkpoint, ``'auto'`` for the latest of the work_dir, or None.
+        restarted: Whether torchrun has started this process again after another one had died.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If all checkpoints of the work_dir are damaged.
+    """
+    if resume not in (None, 'auto'):
+        cfg.load_from, cfg.resume = resume, True
+    automatic = resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from'))
+    if automatic or restarted:
+        started = Path(cfg.work_dir, STARTED)
+        since = 0.0 if automatic or not started.is_file() else started.stat().st_mtime
+        found = latest_checkpoint(cfg.work_dir, since)
+        if found is not None:
+            cfg.load_from, cfg.resume = str(found), True
+    cfg.resume = bool(cfg.get('resume') and cfg.get('load_from'))
+    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
+        raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
+
+
+def lock(work_dir: str | Path, restarted: bool = False) -> IO:
     """Take a work_dir for this run; it is free again once the file that is returned is closed or the process ends.
+
+    Args:
+        work_dir: Of the run; made if there is none.
+        restarted: As for :func:`choose_start`; otherwise the time of the start is noted.
+
+    Returns:
+        An open file, which holds the lock.
 
     Raises:
         ValueError: If another run has it.
@@ -108,4 +156,6 @@ def lock(work_dir: str | Path) -> IO:
     file.truncate(0)
     file.write(f'process {os.getpid()} on {os.uname().nodename}')
     file.flush()
+    if not restarted:
+        (folder / STARTED).touch()
     return file

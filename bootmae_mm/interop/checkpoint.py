@@ -6,6 +6,7 @@ import argparse
 import ast
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,12 @@ def local_file(path: str | Path) -> Path:
     return Path(path)
 
 
-def load_file(path: str | Path) -> dict:
+def load_file(path: str | Path, mmap: bool = False) -> dict:
     """Read a checkpoint without running code from it.
 
     Args:
         path: A file written by ``torch.save``, or its URL.
+        mmap: Leave the tensors in the file until they are used; for those who only look at names and shapes.
 
     Returns:
         The dict in it, tensors on the CPU.
@@ -96,7 +98,7 @@ def load_file(path: str | Path) -> dict:
     allowed = torch.serialization.get_safe_globals()
     try:
         with torch.serialization.safe_globals(safe_globals()):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001  whatever unpickling a foreign file raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} is not a checkpoint that loads safely: {reason}') from error

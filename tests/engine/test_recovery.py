@@ -1,0 +1,102 @@
+"""What a run begins with: which checkpoint is whole, the latest, and this run's own."""
+
+import os
+import time
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from bootmae_mm.engine.recovery import choose_start, damage, latest_checkpoint, lock, name_last
+
+
+def save(path, number=0.0, age=0.0):
+    """A checkpoint written ``age`` seconds ago."""
+    path.parent.mkdir(exist_ok=True)
+    torch.save(dict(state_dict={'a': torch.full((1000,), number)}, meta={}), path)
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_every_flipped_bit_of_a_tensor_is_found(tmp_path):
+    path = save(tmp_path / 'x.pth', 3.25)
+    whole = path.read_bytes()
+    assert damage(path) is None
+    place = whole.index(torch.full((1000,), 3.25).numpy().tobytes())
+    for offset in range(0, 4000, 97):
+        for bit in (1, 128):
+            content = bytearray(whole)
+            content[place + offset] ^= bit
+            path.write_bytes(content)
+            assert 'checksum' in damage(path)
+
+
+def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path):
+    """The archive's headers and directory are not under a checksum; what passes there loads to the same tensors."""
+    path = save(tmp_path / 'x.pth', 3.25)
+    whole = path.read_bytes()
+    places = [*range(0, 1200, 7), *range(len(whole) - 1200, len(whole), 7)]
+    found = 0
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 4
+        path.write_bytes(content)
+        if damage(path) is None:
+            state = torch.load(path, weights_only=True)['state_dict']
+            assert torch.equal(state['a'], torch.full((1000,), 3.25)), place
+        else:
+            found += 1
+    assert found > len(places) / 4
+
+
+def test_only_damaged_checkpoints_do_not_start_a_run_anew(tmp_path):
+    (tmp_path / 'epoch_1.pth').write_bytes(b'PK')
+    with pytest.raises(ValueError, match='none of the 1 checkpoints'):
+        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path / 'nothing') is None
+
+
+def test_the_named_one_is_the_latest(tmp_path):
+    save(tmp_path / 'epoch_2.pth')
+    older = save(tmp_path / 'epoch_1.pth', age=60)
+    assert latest_checkpoint(tmp_path).name == 'epoch_2.pth'
+    name_last(tmp_path, older)
+    assert latest_checkpoint(tmp_path) == older
+    assert latest_checkpoint(tmp_path, since=time.time() - 30).name == 'epoch_2.pth'
+
+
+def start(tmp_path, resume=None, restarted=False, **options):
+    cfg = Config(dict(work_dir=str(tmp_path / 'work'), **options))
+    choose_start(cfg, resume, restarted)
+    return cfg.get('load_from'), cfg.resume
+
+
+def test_where_nothing_was_written_the_weights_of_the_config_stay(tmp_path):
+    weights = str(save(tmp_path / 'weights.pth'))
+    for given in (dict(), dict(resume='auto'), dict(restarted=True)):
+        assert start(tmp_path, load_from=weights, **given) == (weights, False)
+    assert start(tmp_path, 'auto') == (None, False)
+    assert start(tmp_path, None, resume_=True) == (None, False)
+
+
+def test_resume_prefers_what_was_written(tmp_path):
+    weights = str(save(tmp_path / 'weights.pth'))
+    written = str(save(tmp_path / 'work/epoch_1.pth'))
+    assert start(tmp_path, 'auto', load_from=weights) == (written, True)
+    assert start(tmp_path, load_from=weights) == (weights, False)
+    assert start(tmp_path, weights) == (weights, True)
+    with pytest.raises(FileNotFoundError, match='no checkpoint .*gone.pth'):
+        start(tmp_path, str(tmp_path / 'gone.pth'))
+
+
+def test_a_restart_goes_on_from_its_own_run_only(tmp_path):
+    """Not from an older run in the same folder, and not again from the checkpoint that the run itself went on from."""
+    older = str(save(tmp_path / 'work/epoch_9.pth', age=60))
+    lock(tmp_path / 'work').close()
+    assert start(tmp_path, restarted=True) == (None, False)
+    assert start(tmp_path, older, restarted=True) == (older, True)
+    newer = str(save(tmp_path / 'work/epoch_1.pth'))
+    os.utime(newer, (time.time() + 1,) * 2)
+    lock(tmp_path / 'work', restarted=True).close()
+    assert start(tmp_path, restarted=True) == (newer, True)
+    assert start(tmp_path, older, restarted=True) == (newer, True)
