@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner.base_loop import BaseLoop
 
@@ -40,18 +40,29 @@ class Runner(MMEngineRunner):
         """Write a checkpoint; all processes must call.
 
         Raises:
-            OSError: In the first process, if it cannot be written; nothing is left of it then.
+            OSError: In all processes, if the first cannot write it; nothing is left of it then.
         """
         self.gathered = gathered_states(self) if is_sharded(self.model) else None
+        failure: list[OSError | None] = [None]
         try:
-            if not is_main_process() or '://' in str(out_dir):
-                super().save_checkpoint(out_dir, filename, *args, **kwargs)
-                return
-            part = Path(out_dir, f'.{filename}.part')
-            try:
-                super().save_checkpoint(out_dir, part.name, *args, **kwargs)
-                write_durably(part, Path(out_dir, filename))
-            finally:
-                part.unlink(missing_ok=True)
+            if is_main_process():
+                self._write(str(out_dir), filename, *args, **kwargs)
+        except OSError as error:
+            failure[0] = error
         finally:
             self.gathered = None
+        # All must know: what they do next has to be the same.
+        broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise failure[0]
+
+    def _write(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        if '://' in out_dir:
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        part = Path(out_dir, f'.{filename}.part')
+        try:
+            super().save_checkpoint(out_dir, part.name, *args, **kwargs)
+            write_durably(part, Path(out_dir, filename))
+        finally:
+            part.unlink(missing_ok=True)

@@ -63,8 +63,10 @@ def gathered_parameters(model: nn.Module) -> Iterator[None]:
         yield
         return
     model.unshard()
-    yield
-    model.reshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
 def is_sharded(model: nn.Module) -> bool:

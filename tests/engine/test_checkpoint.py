@@ -83,6 +83,69 @@ def test_impossible_interruptions(options):
         CheckpointHook(keep_every=0)
 
 
+def test_milestones_stay_when_fewer_are_kept_after_a_resume(tmp_path, image_folder):
+    options = {'default_hooks.checkpoint.max_keep_ckpts': 5, 'default_hooks.checkpoint.keep_every': 2}
+    make_runner(tmp_path, image_folder, options, epochs=5).train()
+    options |= {'load_from': str(tmp_path / 'work/epoch_5.pth'), 'resume': True}
+    options['default_hooks.checkpoint.max_keep_ckpts'] = 1
+    make_runner(tmp_path, image_folder, options, epochs=6).train()
+    assert names(tmp_path / 'work') == ['epoch_2.pth', 'epoch_4.pth', 'epoch_6.pth']
+
+
+@pytest.mark.parametrize('metrics', [['loss'], ['loss', 'error']])
+def test_the_best_goes_once_a_better_one_is_safe(tmp_path, image_folder, metrics, monkeypatch):
+    """One that cannot be written neither ends the run nor takes the place of the one before."""
+    runner = make_runner(tmp_path, image_folder, {}, epochs=2)
+    runner.train()
+    hook = CheckpointHook(save_best=metrics if len(metrics) > 1 else metrics[0], rule='less')
+    hook.before_train(runner)
+    folder = tmp_path / 'work'
+
+    def best(loss):
+        runner.train_loop._epoch += 1
+        hook.after_val_epoch(runner, dict.fromkeys(metrics, loss))
+        return sorted(path.name for path in folder.glob('best_*.pth'))
+
+    assert best(0.5) == sorted(f'best_{metric}_epoch_3.pth' for metric in metrics)
+    assert best(0.7) == sorted(f'best_{metric}_epoch_3.pth' for metric in metrics)
+
+    def full(part, path):
+        assert list(folder.glob('best_loss_epoch_3.pth')), 'it must not go before'
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('bootmae_mm.engine.runner.write_durably', full)
+        assert best(0.3) == sorted(f'best_{metric}_epoch_3.pth' for metric in metrics)
+    assert best(0.4) == sorted(f'best_{metric}_epoch_6.pth' for metric in metrics)
+
+
+def test_a_full_disk_while_the_last_one_is_named(tmp_path, image_folder, monkeypatch):
+    runner = make_runner(tmp_path, image_folder, {}, epochs=3)
+    named = []
+
+    def full(work_dir, path):
+        named.append(path.name)
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('bootmae_mm.engine.hooks.checkpoint.name_last', full)
+    runner.train()
+    assert named == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth'] and runner.epoch == 3
+
+
+@pytest.mark.parametrize(('saved', 'status'), [(None, 1), (Path('interrupted_3.pth'), 75)])
+def test_after_the_grace_time_the_status_says_whether_it_was_saved(tmp_path, image_folder, monkeypatch, saved, status):
+    runner = make_runner(tmp_path, image_folder, {}, epochs=2)
+    hook = InterruptionHook(grace=0.01)
+    hook.before_train(runner)
+    ended = []
+    monkeypatch.setattr('os._exit', ended.append)
+    hook._saved = saved
+    signal.raise_signal(signal.SIGTERM)
+    hook._watch.join(10)
+    hook.after_train(runner)
+    assert ended == [status]
+
+
 def test_signals_are_left_as_they_were(tmp_path, image_folder):
     before = signal.getsignal(signal.SIGTERM)
     make_runner(tmp_path, image_folder, {}, epochs=2).train()

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
 
-from ..recovery import LAST, write_durably
+from ..recovery import name_last
 from ..sharding import divide_states, is_sharded
 from .teacher import unwrapped
 
@@ -22,7 +22,7 @@ from .teacher import unwrapped
 class CheckpointHook(MMEngineCheckpointHook):
     """mmengine's ``CheckpointHook`` for runs that last days.
 
-    - An old checkpoint is removed once the new one is safe, not before.
+    - An old checkpoint, the best one too, is removed once the new one is safe, not before.
     - If a checkpoint cannot be written (a full disk), training goes on with an error in the log; the last one stays.
     - Weights that are not finite are never saved.
     - Before training, the disk must have room for a checkpoint.
@@ -46,22 +46,27 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the folder, and see whether there is room in it."""
+        # mmengine would remove what is too much after a resume with a lower max_keep_ckpts, milestones included.
+        kept = runner.message_hub.runtime_info.get('keep_ckpt_ids', [])
+        runner.message_hub.update_info('keep_ckpt_ids', self._newest(kept))
         super().before_train(runner)
         if self.max_keep_ckpts <= 0:
             self.keep_ckpt_ids: deque = deque()
+        if is_main_process():
+            self._remove(self._outdated(kept))
         if '://' in str(self.out_dir) or not is_main_process():
             return
         needed = checkpoint_bytes(runner)
         Path(self.out_dir).mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.out_dir).free
-        kept = max(self.max_keep_ckpts, 0) + 1
+        count = max(self.max_keep_ckpts, 0) + 1
         if free < needed:
             raise OSError(
                 f'a checkpoint takes {needed / 2**20:,.0f} MiB, but {self.out_dir} has {free / 2**20:,.0f} free'
             )
-        if free < kept * needed:
+        if free < count * needed:
             runner.logger.warning(
-                f'{kept} checkpoints take {kept * needed / 2**20:,.0f} MiB, but {self.out_dir} has '
+                f'{count} checkpoints take {count * needed / 2**20:,.0f} MiB, but {self.out_dir} has '
                 f'{free / 2**20:,.0f} free'
             )
 
@@ -82,20 +87,62 @@ class CheckpointHook(MMEngineCheckpointHook):
                 backend_args=self.backend_args,
                 **self.args,
             )
+            if is_main_process():
+                self.finish_saving(runner, path, outdated)
         except OSError as error:
             runner.logger.error(f'the checkpoint {path} could not be written, training goes on: {error}')
             self._note(runner, *before)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best:
             return
+        hub = runner.message_hub.runtime_info
+        known, before = dict(hub), self._best_paths()
+        # mmengine removes those that it knows of before it writes the new ones.
+        self._set_best_paths(dict.fromkeys(before))
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        except OSError as error:
+            runner.logger.error(f'the best checkpoint could not be written, training goes on: {error}')
+            hub.clear()
+            hub.update(known)
+            self._set_best_paths(before)
+            return
+        after = self._best_paths()
+        self._set_best_paths({name: path or before.get(name) for name, path in after.items()})
         if is_main_process():
-            self.finish_saving(runner, path, outdated)
+            for path in set(filter(None, before.values())) - set(self._best_paths().values()):
+                Path(path).unlink(missing_ok=True)
+
+    def _best_paths(self) -> dict[str, str | None]:
+        """Path of the best checkpoint of each metric; of a single one mmengine keeps it elsewhere."""
+        return dict(self.best_ckpt_path_dict) if len(self.key_indicators) > 1 else {'': self.best_ckpt_path}
+
+    def _set_best_paths(self, paths: dict[str, str | None]) -> None:
+        if len(self.key_indicators) > 1:
+            self.best_ckpt_path_dict = dict(paths)
+        else:
+            self.best_ckpt_path = paths['']
+
+    def _newest(self, steps: list[int]) -> list[int]:
+        return steps[-self.max_keep_ckpts :] if self.max_keep_ckpts > 0 else steps
+
+    def _outdated(self, steps: list[int]) -> list[int]:
+        """Those that are to go: too old, and no milestones."""
+        old = steps[: len(steps) - len(self._newest(steps))]
+        return [step for step in old if not self.keep_every or step % self.keep_every]
 
     def _keep(self, step: int) -> list[int]:
         """Note a new checkpoint; return those that are to go."""
         if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
             return []
         steps = [*self.keep_ckpt_ids, step]
-        self.keep_ckpt_ids = deque(steps[-self.max_keep_ckpts :])
-        return [old for old in steps[: -self.max_keep_ckpts] if not self.keep_every or old % self.keep_every]
+        self.keep_ckpt_ids = deque(self._newest(steps))
+        return self._outdated(steps)
+
+    def _remove(self, steps: list[int]) -> None:
+        for step in steps:
+            Path(self.out_dir, self.filename_tmpl.format(step)).unlink(missing_ok=True)
 
     def _note(self, runner: Runner, last: str | None, kept: list[int]) -> None:
         self.last_ckpt = last
@@ -106,13 +153,12 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def finish_saving(self, runner: Runner, path: Path, outdated: list[int]) -> None:
         """Name a checkpoint as the last one, and remove what it replaces."""
-        part = Path(runner.work_dir, f'.{LAST}.part')
-        part.write_text(str(path), encoding='utf-8')
-        write_durably(part, Path(runner.work_dir, LAST))
-        old = [Path(self.out_dir, self.filename_tmpl.format(step)) for step in outdated]
+        name_last(runner.work_dir, path)
+        self._remove(outdated)
         # What was written when an earlier part of the run was interrupted.
-        for interrupted in [*old, *(p for p in Path(self.out_dir).glob('interrupted_*.pth') if p != path)]:
-            interrupted.unlink(missing_ok=True)
+        for interrupted in Path(self.out_dir).glob('interrupted_*.pth'):
+            if interrupted != path:
+                interrupted.unlink(missing_ok=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put whole tensors in place of this process's shares; refuse what is not finite."""

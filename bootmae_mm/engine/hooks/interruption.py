@@ -42,9 +42,10 @@ class InterruptionHook(Hook):
 
     Args:
         signals: Names of the signals.
-        grace: Seconds from the signal to the end; after that the process ends without a checkpoint.
+        grace: Seconds from the signal to the end; after that the process ends as it is, with status 1 if no checkpoint
+            was written.
         interval: Of several processes: steps of the optimizer between two looks whether another one got the signal.
-        status: The process ends with; 75 is "temporary failure, try again" (EX_TEMPFAIL).
+        status: The process ends with once it has saved itself; 75 is "temporary failure, try again" (EX_TEMPFAIL).
 
     Raises:
         ValueError: On an unknown signal or numbers that are not positive.
@@ -70,12 +71,15 @@ class InterruptionHook(Hook):
         self.interval = interval
         self.status = status
         self._asked: str | None = None
+        self._saved: Path | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Listen."""
-        self._asked = None
+        self._asked = self._saved = None
         self._process = os.getpid()
         self._runner = runner
+        self._watch = threading.Timer(self.grace, self._give_up)
+        self._watch.daemon = True
         # Over the CPU: nothing waits for a GPU.
         self._group = torch.distributed.new_group(backend='gloo') if get_world_size() > 1 else None
         self._before = {}
@@ -89,13 +93,13 @@ class InterruptionHook(Hook):
         if self._asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C: at once
         self._asked = signal.Signals(number).name
-        watch = threading.Timer(self.grace, self._give_up)
-        watch.daemon = True
-        watch.start()
+        if not self._watch.is_alive():
+            self._watch.start()
 
     def _give_up(self) -> None:
-        self._runner.logger.error(f'{self._asked}: no checkpoint within {self.grace} s, ending without')
-        os._exit(self.status)
+        what = f'saved {self._saved}, but did not end' if self._saved else 'no checkpoint was written'
+        self._runner.logger.error(f'{self._asked}: {what} within {self.grace} s; ending now')
+        os._exit(self.status if self._saved else 1)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -116,6 +120,7 @@ class InterruptionHook(Hook):
         runner.save_checkpoint(folder, name, meta=meta, by_epoch=False)
         if is_main_process() and hook is not None:
             hook.finish_saving(runner, path, outdated=[])
+        self._saved = path
         raise Interrupted(str(path), self.status)
 
     def _agreed(self, steps: int) -> bool:
@@ -130,5 +135,6 @@ class InterruptionHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more."""
+        self._watch.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
