@@ -68,8 +68,6 @@ def block_masks(
     """
     rows, columns = grid
     bands, runs = _blocks_as_bits(rows, columns)
-    share = np.float32(2**-16)  # a random number of 16 bits, as a share of one
-    log_aspect = np.float32(-math.log(min_aspect))
     done = np.zeros((len(seeds), bands.shape[1]), runs.dtype)
 
     # Of the images that are not done yet: their place in `done`, bits of masked patches, patches to mask, the position
@@ -89,16 +87,8 @@ def block_masks(
         # many it looks at.
         tries = max(1, min(64, AT_ONCE // len(image)))
         positions = position[:, None] + np.arange(tries, dtype=np.uint64)
-        shares = share * random_bits(seeds[:, None], positions).view(np.uint16).reshape(len(image), tries, 4)
         most = np.minimum(left, max_block)[:, None]
-        edge = np.sqrt(min_block + (most - min_block) * shares[..., 0])
-        stretch = np.exp(log_aspect * (shares[..., 1] - np.float32(0.5)))  # the root of the aspect
-        height, width = np.rint(edge * stretch).astype(np.int32), np.rint(edge / stretch).astype(np.int32)
-        which, turn = np.nonzero((height > 0) & (height < rows) & (width > 0) & (width < columns))
-        height, width, shares = height[which, turn], width[which, turn], shares[which, turn]
-        top = (shares[:, 2] * (rows + 1 - height)).astype(np.int32)
-        start = (shares[:, 3] * (columns + 1 - width)).astype(runs.dtype)
-        block = bands[height * rows + top] & (runs[width] << start)[:, None]
+        which, turn, block = _propose(random_bits(seeds[:, None], positions), most, grid, min_block, min_aspect)
         new = np.bitwise_count((block & ~bits[which]).view(np.uint64)).sum(-1, dtype=np.int32)
 
         good = np.flatnonzero((new > 0) & (new <= most[which, 0]) & (stalled[which] + turn < MOST_TRIES))
@@ -118,6 +108,35 @@ def block_masks(
             left[stuck] -= 1
             position[stuck] -= np.uint64(stalled[stuck] - MOST_TRIES)  # looked at in vain
             stalled[stuck] = 0
+
+
+def _propose(
+    random: np.ndarray, most: np.ndarray, grid: tuple[int, int], min_block: int, min_aspect: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of random area, aspect and place; those that are larger than the grid are left out.
+
+    Args:
+        random: Of each image and try, uint64 (B, T): 16 bits each for area, aspect, row and column.
+        most: Largest area for each image, (B, 1).
+        grid: Rows and columns of patches.
+        min_block: Smallest area.
+        min_aspect: Smallest height over width.
+
+    Returns:
+        For each block the image, the try, and its patches as bits (P,).
+    """
+    rows, columns = grid
+    bands, runs = _blocks_as_bits(rows, columns)
+    shares = np.float32(2**-16) * random.view(np.uint16).reshape(*random.shape, 4)
+    edge = np.sqrt(min_block + (most - min_block) * shares[..., 0])
+    log_aspect = np.float32(-math.log(min_aspect))
+    stretch = np.exp(log_aspect * (shares[..., 1] - np.float32(0.5)))  # the root of the aspect
+    height, width = np.rint(edge * stretch).astype(np.int32), np.rint(edge / stretch).astype(np.int32)
+    which, turn = np.nonzero((height > 0) & (height < rows) & (width > 0) & (width < columns))
+    height, width, shares = height[which, turn], width[which, turn], shares[which, turn]
+    top = (shares[:, 2] * (rows + 1 - height)).astype(np.int32)
+    start = (shares[:, 3] * (columns + 1 - width)).astype(runs.dtype)
+    return which, turn, bands[height * rows + top] & (runs[width] << start)[:, None]
 
 
 def _mask_one(bits: np.ndarray, grid: tuple[int, int], draw: int) -> None:
