@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from mmengine.config import DictAction
+
+TRUSTED = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
 
 def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +20,28 @@ def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='override keys of the config, e.g. data_root=/images train_dataloader.batch_size=64',
     )
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line of a tool that reads checkpoints; adds ``--trust-checkpoint``."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold more than data: code in them is run, so only if you know who made them',
+    )
+    args = parser.parse_args()
+    choose_trust(args.trust_checkpoint)
+    return args
+
+
+def choose_trust(trusted: bool) -> None:
+    """Decide for this process and its children whether reading a checkpoint may run code that is in it.
+
+    Through torch's own switches, which hold for every ``torch.load``: mmengine reads files too (``load_from``,
+    ``init_cfg=dict(type='Pretrained')``), and falls back to running their code where it cannot read them safely.
+    """
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '0' if trusted else '1'
+    os.environ[TRUSTED] = '1' if trusted else '0'
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -140,6 +140,9 @@ def run_tool(monkeypatch, capsys):
 
     def run(name: str, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr('sys.argv', [name, *map(str, arguments)])
+        # What the tool says about trust is for this call only.
+        monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+        monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '0')
         capsys.readouterr()
         status, message = 0, ''
         try:

@@ -20,12 +20,14 @@ import bootmae_mm  # noqa: F401  registers what the imports below need
 
 
 def main() -> None:
+    from bootmae_mm.arguments import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='checkpoint to read')
     parser.add_argument('target', help='checkpoint to write')
     parser.add_argument('--to', choices=['project', 'official'], default='project', help='direction')
     parser.add_argument('--quiet', action='store_true', help='do not list where each key went')
-    args = parser.parse_args()
+    args = parse_args(parser)
 
     import torch
 

@@ -22,13 +22,15 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def main() -> None:
+    from bootmae_mm.arguments import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='path or URL of the checkpoint')
     parser.add_argument('--to', choices=['timm', 'hf', 'mmpretrain', 'onnx'], required=True, help='what to write')
     parser.add_argument('--out', help='folder to write to (default: NAME_TO beside the checkpoint, or here for a URL)')
     parser.add_argument('--config', help='config of the encoder; needed if the checkpoint holds none')
     parser.add_argument('--prefix', help="of the encoder's keys: backbone. (default) or teacher.")
-    args = parser.parse_args()
+    args = parse_args(parser)
 
     from bootmae_mm.interop.export import export, read_encoder
 

@@ -39,8 +39,8 @@ def features_of(model: nn.Module, loader: DataLoader, name: str) -> tuple[Tensor
     return torch.cat(features), torch.tensor(labels, device=features[0].device)
 
 
-def parse_args() -> argparse.Namespace:
-    from bootmae_mm.arguments import cfg_options_argument
+def read_command_line() -> argparse.Namespace:
+    from bootmae_mm.arguments import cfg_options_argument, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='path of the config')
@@ -50,11 +50,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--temperature', type=float, help="of the votes (default: the config's)")
     parser.add_argument('--out', help='write the accuracies to this JSON file')
     cfg_options_argument(parser)
-    return parser.parse_args()
+    return parse_args(parser)
 
 
 def main() -> None:
-    args = parse_args()
+    args = read_command_line()
     import torch
     from mmengine.fileio import dump
     from mmengine.registry import init_default_scope

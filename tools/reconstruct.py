@@ -16,6 +16,8 @@ import bootmae_mm  # noqa: F401  registers what the imports below need
 
 
 def main() -> None:
+    from bootmae_mm.arguments import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='checkpoint of a pretraining run')
     parser.add_argument('images', nargs='+', help='image files, or folders of them')
@@ -23,7 +25,7 @@ def main() -> None:
     parser.add_argument('--out', default='reconstruction.png', help='picture to write')
     parser.add_argument('--seed', type=int, default=0, help='of the masks')
     parser.add_argument('--max-images', type=int, default=16, help='draw the first so many')
-    args = parser.parse_args()
+    args = parse_args(parser)
 
     from PIL import Image
 

@@ -17,13 +17,13 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def main() -> None:
-    from bootmae_mm.arguments import common_arguments
+    from bootmae_mm.arguments import common_arguments, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument('--out', help='write the metrics to this JSON file')
-    args = parser.parse_args()
+    args = parse_args(parser)
     from mmengine.dist import is_main_process
     from mmengine.fileio import dump
     from mmengine.runner import Runner

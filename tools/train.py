@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import traceback
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def parse_args() -> argparse.Namespace:
-    from bootmae_mm.arguments import common_arguments
+def read_command_line() -> argparse.Namespace:
+    from bootmae_mm.arguments import common_arguments, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale lr to the batch of this run; see auto_scale_lr in the config',
     )
-    return parser.parse_args()
+    return parse_args(parser)
 
 
 def configured(args: argparse.Namespace) -> Config:
@@ -70,12 +71,13 @@ def train(cfg: Config) -> None:
 
 
 def main() -> None:
-    args = parse_args()
+    args = read_command_line()
     from mmengine.logging import print_log
 
     from bootmae_mm.engine.hooks.interruption import Interrupted
     from bootmae_mm.engine.launch import finish
     from bootmae_mm.engine.recovery import choose_start, lock
+    from bootmae_mm.interop.checkpoint import reason_of
 
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
@@ -93,6 +95,8 @@ def main() -> None:
     except Interrupted as interrupted:
         print_log(str(interrupted), logger='current', level=30)
         finish(args.launcher, interrupted.status)
+    except pickle.UnpicklingError as error:  # of what mmengine reads by itself
+        raise SystemExit(f'error: a checkpoint does not load safely: {reason_of(error)}') from error
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         # The traceback for whoever needs it, and below it one clear line.
         traceback.print_exc()

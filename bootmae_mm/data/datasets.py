@@ -69,7 +69,7 @@ class ImageFolder(SeededDataset):
 
     Raises:
         FileNotFoundError: If the folder or the list is missing.
-        ValueError: If there is no image in it.
+        ValueError: If there is no image in it, or the list leads out of the folder.
     """
 
     def __init__(
@@ -118,6 +118,9 @@ class ImageFolder(SeededDataset):
         for line in path.read_text(encoding='utf-8').splitlines():
             name, _, label = line.strip().rpartition(' ')
             names.append(name if name and label.isdigit() else line.strip())
+        outside = [name for name in names if os.path.isabs(name) or Path(os.path.normpath(name)).parts[0] == '..']
+        if outside:
+            raise ValueError(f'{len(outside)} of the paths in {path} lead out of {root}, such as {outside[0]}')
         return [str(root / name) for name in names if name]
 
     def __getitem__(self, idx: int) -> dict | list[dict]:

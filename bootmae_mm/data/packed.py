@@ -25,6 +25,7 @@ class Pack:
 
     Raises:
         FileNotFoundError: If there is no pack, an unfinished one, or an archive is missing.
+        ValueError: If an archive is truncated.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -39,6 +40,11 @@ class Pack:
         self.archives = sorted(self.root.glob('images-*.zip'))
         if len(self.table) and len(self.archives) <= self.table[:, 0].max():
             raise FileNotFoundError(f'an archive is missing in {root}: there are {len(self.archives)}')
+        sizes = np.array([archive.stat().st_size for archive in self.archives], dtype=np.int64)
+        beyond = np.flatnonzero(self.table[:, 1:3].sum(axis=1) > sizes[self.table[:, 0]])
+        if len(beyond):
+            archive = self.archives[self.table[beyond[0], 0]]
+            raise ValueError(f'{archive} is shorter than the index says; copy it, or pack the images, again')
         self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:
@@ -95,7 +101,7 @@ class PackedImages(SeededDataset):
 
     Raises:
         FileNotFoundError: If there is no complete pack.
-        ValueError: If a checksum is wrong.
+        ValueError: If an archive is truncated, or a checksum is wrong.
     """
 
     _fully_initialized: bool  # mmengine's

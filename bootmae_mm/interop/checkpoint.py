@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mmengine.runner.checkpoint
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from torch import nn
+
+from bootmae_mm.arguments import TRUSTED
 
 
 def _history_method(owner: type, name: str) -> Callable:
@@ -51,8 +55,14 @@ def safe_globals() -> list:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine's Runner saves."""
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what mmengine's Runner saves.
+
+    One distribution of mmengine has such a list of its own, for files that it reads by itself. The real ``getattr`` is
+    on it, through which a file reaches any code; this project's list takes its place.
+    """
     torch.serialization.add_safe_globals(safe_globals())
+    if hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals'):
+        mmengine.runner.checkpoint.get_torch_safe_globals = safe_globals
 
 
 def local_file(path: str | Path) -> Path:
@@ -80,8 +90,22 @@ def local_file(path: str | Path) -> Path:
     return Path(path)
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file did not load, in one line; torch's own message is long and begins with advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, pickle.UnpicklingError):
+        if isinstance(error.__context__, pickle.UnpicklingError):  # mmengine has tried twice
+            return reason_of(error.__context__)
+        for line in lines:
+            if 'GLOBAL' in line or 'the file asks for' in line:
+                name = line.split('. ')[0].removeprefix('WeightsUnpickler error: ')
+                return f'{name}; with --trust-checkpoint it is read all the same, and code in it is run'
+        return 'it is no file of torch.save, or damaged'
+    return lines[0] if lines else type(error).__name__
+
+
 def load_file(path: str | Path, mmap: bool = False) -> dict:
-    """Read a checkpoint without running code from it.
+    """Read a checkpoint without running code from it (but see ``--trust-checkpoint`` of the tools).
 
     Args:
         path: A file written by ``torch.save``, or its URL.
@@ -98,10 +122,14 @@ def load_file(path: str | Path, mmap: bool = False) -> dict:
     allowed = torch.serialization.get_safe_globals()
     try:
         with torch.serialization.safe_globals(safe_globals()):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except Exception as error:  # noqa: BLE001  whatever unpickling a foreign file raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'{path} is not a checkpoint that loads safely: {reason}') from error
+            checkpoint = torch.load(
+                path,
+                map_location='cpu',
+                weights_only=os.environ.get(TRUSTED, '0') != '1',
+                mmap=mmap and zipfile.is_zipfile(path),
+            )
+    except Exception as error:  # noqa: BLE001  whatever reading a foreign file raises
+        raise ValueError(f'{path} is not a checkpoint that loads safely: {reason_of(error)}') from error
     finally:
         # The context takes away what it allowed, even where it had been allowed before.
         torch.serialization.add_safe_globals(allowed)

@@ -202,6 +202,13 @@ def test_folder_finds_images_at_any_depth_and_a_list_restricts_them(image_folder
     ]
 
 
+@pytest.mark.parametrize('line', ['../secret.png', '/etc/secret.png', 'part0/../../secret.png 3'])
+def test_a_list_does_not_lead_out_of_its_folder(tmp_path, image_folder, line):
+    (tmp_path / 'list.txt').write_text(f'part0/image 2.png\npart0/../..hidden.png\n{line}\n')
+    with pytest.raises(ValueError, match=f'1 of the paths in .* such as {line.split(" ")[0]}'):
+        ImageFolder(data_root=str(image_folder), ann_file=str(tmp_path / 'list.txt'), pipeline=[])
+
+
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere.*data_root'):
         ImageFolder(data_root=str(tmp_path / 'nowhere'), pipeline=[])

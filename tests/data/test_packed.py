@@ -107,6 +107,12 @@ def test_damage_is_found(images, tmp_path, run_tool):
     assert dataset[2]['inputs'].shape == (3, 16, 16)
     with pytest.raises(ValueError, match=f'{names[3]}.*checksum is wrong'):
         dataset[3]
+    last = Pack(tmp_path / 'pack').table[-1]
+    archive.write_bytes(content[: last[1] + last[2]])  # all images, no directory
+    assert len(Pack(tmp_path / 'pack')) == 8
+    archive.write_bytes(content[: last[1] + last[2] - 1])
+    with pytest.raises(ValueError, match='images-00000.zip is shorter than the index says'):
+        Pack(tmp_path / 'pack')
 
 
 def test_the_loader_reads_a_pack_as_it_reads_a_folder(images, tmp_path):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from bootmae_mm.data import SeededSampler
 from bootmae_mm.engine import CheckpointHook, InterruptionHook
+from bootmae_mm.engine.hooks.interruption import Interrupted
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.recovery import latest_checkpoint
 from bootmae_mm.engine.runner import Runner
@@ -144,6 +146,22 @@ def test_after_the_grace_time_the_status_says_whether_it_was_saved(tmp_path, ima
     hook._watch.join(10)
     hook.after_train(runner)
     assert ended == [status]
+
+
+def test_an_interruption_waits_for_the_step_of_an_accumulation(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder, {}, batch_size=2, accumulate=2, epochs=2)
+
+    class Ask(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter + 1 == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    runner.register_hook(Ask())
+    with pytest.raises(Interrupted, match=r'go on with --resume from .*interrupted_4.pth'):
+        runner.train()
+    assert names(tmp_path / 'work') == ['interrupted_4.pth']
+    for name in ('SIGTERM', 'SIGINT'):
+        signal.signal(signal.Signals[name], signal.SIG_DFL if name == 'SIGTERM' else signal.default_int_handler)
 
 
 def test_signals_are_left_as_they_were(tmp_path, image_folder):

@@ -97,6 +97,8 @@ def test_a_restart_goes_on_from_its_own_run_only(tmp_path):
     assert start(tmp_path, older, restarted=True) == (older, True)
     newer = str(save(tmp_path / 'work/epoch_1.pth'))
     os.utime(newer, (time.time() + 1,) * 2)
+    began = (tmp_path / 'work/.started').stat().st_mtime_ns
     lock(tmp_path / 'work', restarted=True).close()
+    assert (tmp_path / 'work/.started').stat().st_mtime_ns == began
     assert start(tmp_path, restarted=True) == (newer, True)
     assert start(tmp_path, older, restarted=True) == (newer, True)

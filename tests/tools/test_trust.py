@@ -1,0 +1,132 @@
+"""A checkpoint with code in it: refused by every tool and on every way in, unless it is trusted."""
+
+import os
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from tests.conftest import ROOT, run_config, write_images
+
+DIGITS = ROOT / 'configs/cls/bootmae_vitt_digits_knn.py'
+FINE_TUNED = ROOT / 'configs/cls/bootmae_vitt_digits_ft.py'
+
+
+class MakesFolder:
+    """Harmless, but code: whoever unpickles it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.makedirs, (self.path, 0o777, True)
+
+
+@pytest.fixture
+def made(tmp_path):
+    return tmp_path / 'made'
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run of one epoch: its config and its checkpoint."""
+    from bootmae_mm.engine.launch import prepare, read_config
+    from bootmae_mm.engine.runner import Runner
+
+    folder = tmp_path_factory.mktemp('trained')
+    config = run_config(folder / 'config.py', write_images(folder / 'images', 8), epochs=1)
+    config.write_text(config.read_text().replace('begin=1, end=1', 'begin=1, end=2'))
+    cfg = read_config(str(config), {}, str(folder / 'work'))
+    prepare(cfg)
+    Runner.from_cfg(cfg).train()
+    return config, folder / 'work/epoch_1.pth'
+
+
+@pytest.fixture
+def harmful(trained, made, tmp_path):
+    """The same checkpoint with code in it."""
+    checkpoint = torch.load(trained[1], weights_only=False)
+    path = tmp_path / 'harmful.pth'
+    torch.save({**checkpoint, 'extra': MakesFolder(made)}, path)
+    return path
+
+
+class Reaches:
+    """Asks for more than a statistic through ``getattr``, which mmengine's own list of safe functions has."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+# Ways in: {config} of pretraining, {harmful} checkpoint, {work} folder.
+WAYS = {
+    'load_from': 'train.py {config} --work-dir {work} --cfg-options load_from={harmful}',
+    'resume': 'train.py {config} --work-dir {work} --resume {harmful} --cfg-options train_cfg.max_epochs=2',
+    'test': 'test.py {config} {harmful} --work-dir {work}',
+    'reconstruct': 'reconstruct.py {harmful} {images} --out {work}/picture.png',
+    'export': 'export.py {harmful} --to mmpretrain --out {work}/exported',
+    'convert': 'convert_official.py {harmful} {work}/converted.pth --to official',
+    'knn': f'knn.py {DIGITS} {{harmful}} --cfg-options work_dir={{work}}',
+    # BootMAEViT reads its weights by itself, other modules through mmengine.
+    'Pretrained': f'train.py {FINE_TUNED} --work-dir {{work}} --cfg-options '
+    'model.backbone.init_cfg.checkpoint={harmful} train_cfg.max_epochs=1',
+    'Pretrained by mmengine': f'train.py {FINE_TUNED} --work-dir {{work}} --cfg-options model.backbone.init_cfg=None '
+    'model.head.init_cfg.type=Pretrained model.head.init_cfg.checkpoint={harmful} model.head.init_cfg._delete_=True '
+    'train_cfg.max_epochs=1',
+}
+
+
+def command(way, trained, harmful, tmp_path):
+    config, _ = trained
+    values = dict(config=config, harmful=harmful, work=tmp_path / 'work', images=config.parent / 'images')
+    (tmp_path / 'work').mkdir()
+    return WAYS[way].format(**values).split()
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_refused_everywhere(way, trained, harmful, made, tmp_path, run_tool):
+    status, _, message = run_tool(*command(way, trained, harmful, tmp_path))
+    assert status == 1 and not made.exists()
+    assert message.startswith('error: ') and '\n' not in message, message
+    assert 'loads safely' in message or 'load safely' in message, message
+    assert 'makedirs' in message and '--trust-checkpoint' in message
+
+
+@pytest.mark.parametrize('way', ['load_from', 'Pretrained', 'Pretrained by mmengine'])
+def test_getattr_is_no_way_round(way, trained, made, tmp_path, run_tool):
+    torch.save(dict(state_dict={}, extra=Reaches()), tmp_path / 'reaches.pth')
+    status, _, message = run_tool(*command(way, trained, tmp_path / 'reaches.pth', tmp_path))
+    assert status == 1 and "the file asks for '__init__'" in message, message
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_what_mmengine_saves_is_read_by_it_too(trained, times):
+    """With its log history, and again after that."""
+    from mmengine.runner import load_checkpoint
+
+    from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
+
+    allow_mmengine_checkpoints()
+    for _ in range(times):
+        checkpoint = load_checkpoint(torch.nn.Linear(1, 1), str(trained[1]), map_location='cpu')
+    assert checkpoint['message_hub']['log_scalars']['train/loss'].mean() > 0
+
+
+@pytest.mark.parametrize('way', ['load_from', 'resume', 'test', 'reconstruct', 'convert'])
+def test_trusted_it_is_read_like_any_other(way, trained, harmful, made, tmp_path, run_tool):
+    name, *arguments = command(way, trained, harmful, tmp_path)
+    status, _, message = run_tool(name, '--trust-checkpoint', *arguments)
+    assert status == 0, message
+    assert made.exists()
+
+
+def test_a_run_does_not_go_on_from_it_by_itself(trained, harmful, made, tmp_path, run_tool):
+    config, good = trained
+    work = tmp_path / 'work'
+    work.mkdir()
+    (work / 'epoch_1.pth').write_bytes(good.read_bytes())
+    (work / 'epoch_2.pth').write_bytes(harmful.read_bytes())
+    arguments = [config, '--work-dir', work, '--resume', '--cfg-options', 'train_cfg.max_epochs=2']
+    status, _, message = run_tool('train.py', *arguments)
+    assert status == 0, message
+    assert not made.exists()
