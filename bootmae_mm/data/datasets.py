@@ -15,9 +15,9 @@ from mmengine.logging import print_log
 
 from bootmae_mm.registry import DATASETS
 
+from .decoding import UnreadableImageError
 from .masking import MaskSampling
 from .samplers import SeededIndex
-from .transforms import UnreadableImageError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
 
@@ -53,7 +53,8 @@ class SeededDataset(BaseDataset):
 class ImageFolder(SeededDataset):
     """All images below a folder, at any depth, without labels and without class folders.
 
-    An unreadable image is skipped (the next one takes its place), named in the log and counted, across workers. Above
+    An unreadable image is skipped (the next one takes its place), named in the log and in a file, and counted, across
+    workers. Above
     the share ``max_unreadable`` of the images that this process has seen (of the first 1,000, or all if there are
     fewer, before it has seen so many) the run stops and names the files.
 
@@ -65,6 +66,8 @@ class ImageFolder(SeededDataset):
         max_unreadable: Largest share of unreadable images, in [0, 1].
         extensions: Of the files that count as images, lower case.
         max_images: Use the first so many only; all by default.
+        unreadable_file: Text file to which every unreadable image is added, a line each: path, tabulator, reason. The
+            tools set it to ``unreadable_images.txt`` in the work_dir.
         **kwargs: As for :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ``masking``, ...).
 
     Raises:
@@ -80,6 +83,7 @@ class ImageFolder(SeededDataset):
         max_unreadable: float = 0.01,
         extensions: Sequence[str] = EXTENSIONS,
         max_images: int | None = None,
+        unreadable_file: str = '',
         **kwargs: Any,
     ) -> None:
         if not 0 <= max_unreadable <= 1:
@@ -88,6 +92,7 @@ class ImageFolder(SeededDataset):
         self.max_unreadable = max_unreadable
         self.extensions = tuple(extensions)
         self.max_images = max_images
+        self.unreadable_file = unreadable_file
         self.image_list = ann_file
         super().__init__(data_root=data_root, **kwargs)
         # Shared with the workers, so that all of them count together.
@@ -139,15 +144,33 @@ class ImageFolder(SeededDataset):
     def _note_unreadable(self, position: int, error: UnreadableImageError) -> None:
         if not self._unreadable[position]:
             self._unreadable[position] = 1
-            print_log(f'unreadable image skipped: {error}', logger='current', level=30)
+            print_log(f'unreadable image skipped: {_printable(str(error))}', logger='current', level=30)
+            self._write_down(error)
         count = int(self._unreadable.sum(dtype=torch.int64))
         seen = max(int(self._seen.sum(dtype=torch.int64)), min(len(self), 1000))
         if count > self.max_unreadable * seen:
             names = [self.get_data_info(i)['img_path'] for i in self._unreadable.nonzero().flatten().tolist()[:10]]
             raise ValueError(
                 f'{count} of {seen} images cannot be read, more than max_unreadable='
-                f'{self.max_unreadable} allows: {", ".join(names)}{" ..." if count > 10 else ""}'
+                f'{self.max_unreadable} allows: {_printable(", ".join(names))}{" ..." if count > 10 else ""}'
             ) from error
+
+    def _write_down(self, error: UnreadableImageError) -> None:
+        if not self.unreadable_file:
+            return
+        file = Path(self.unreadable_file)
+        known = file.read_text(encoding='utf-8').splitlines() if file.is_file() else []
+        path = _printable(error.path)
+        if not any(line.startswith(f'{path}\t') for line in known):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, 'a', encoding='utf-8') as out:  # in one piece, for other processes add to it too
+                out.write(f'{path}\t{_printable(error.reason)}\n')
+
+
+def _printable(text: str) -> str:
+    """In one line, and with names of files that are not in UTF-8 (or end a line) escaped."""
+    text = text.encode('utf-8', 'backslashreplace').decode()
+    return ''.join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 @DATASETS.register_module()

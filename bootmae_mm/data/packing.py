@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .transforms import LoadRGB, UnreadableImageError, resize
+from .decoding import UnreadableImageError
+from .transforms import LoadRGB, resize
 
 FORMATS = ('raw', 'jpeg')
 MANIFEST, INDEX, UNREADABLE = 'pack.json', 'index.npz', 'unreadable.txt'

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-import cv2
-import mmcv
 import mmengine.fileio
 import numpy as np
 import torch
@@ -15,44 +12,20 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandomResizedCrop
-from PIL import Image
 from torch.utils.data import default_collate
 
 from bootmae_mm.registry import FUNCTIONS, TRANSFORMS
 
 from ..models.tokens import to_pair
-
-# OpenCV's flags to decode a JPEG file at a fraction of its size, without the bit that asks for BGR.
-REDUCED = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR,
-    4: cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR,
-    8: cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR,
-}
-
-
-class UnreadableImageError(ValueError):
-    """An image file that cannot be decoded.
-
-    Args:
-        path: Of the file.
-        reason: What the decoder said.
-    """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that the error survives the way out of a worker
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f'{self.path}: {self.reason}'
+from .decoding import PILLOW_LIMIT, UnreadableImageError, decode
 
 
 @TRANSFORMS.register_module()
 class LoadRGB(BaseTransform):
     """Reads ``img_path`` into ``img``, uint8 (H, W, 3) in RGB; or ``img_bytes``, or leaves an ``img`` that is there.
 
-    Orientation tags are followed, other modes (grey, palette, alpha, CMYK) are converted.
+    Orientation tags are followed, other modes (grey, also of 16 bits, palette, CMYK) are converted, of an animation the
+    first frame is taken, transparency is dropped. What a file is, its content tells, not its name.
 
     Args:
         crop_size: Height and width of the crop that follows; a smaller image is enlarged by the crop, which is said
@@ -63,10 +36,13 @@ class LoadRGB(BaseTransform):
         min_edge: For large photographs: decode a JPEG file at 1/2, 1/4 or 1/8 of its size, inside the decoder (in the
             frequency domain), as long as the shorter edge keeps so many pixels. Another pipeline than the full size:
             small crops are enlarged from fewer pixels. None, the default, for the full size; needs ``'auto'``.
+        max_pixels: Larger images are refused before they are decoded: a file of a few kB may take all memory. At most
+            178,956,970, Pillow's own limit.
 
     Raises:
         UnreadableImageError: If the file cannot be read or decoded.
-        ValueError: On an unknown backend, or a ``min_edge`` that is not positive or has another backend.
+        ValueError: On an unknown backend, a ``max_pixels`` out of range, or a ``min_edge`` that is not positive or has
+            another backend.
     """
 
     BACKENDS = ('auto', 'pillow', 'cv2', 'turbojpeg')
@@ -77,12 +53,16 @@ class LoadRGB(BaseTransform):
         backend: str = 'auto',
         backend_args: dict | None = None,
         min_edge: int | None = None,
+        max_pixels: int = 100_000_000,
     ) -> None:
         if backend not in self.BACKENDS:
             raise ValueError(f'backend must be one of {", ".join(self.BACKENDS)}, but is {backend!r}')
         if min_edge is not None and (min_edge < 1 or backend != 'auto'):
             raise ValueError(f"min_edge must be positive, with backend 'auto', but is {min_edge} with {backend!r}")
+        if not 1 <= max_pixels <= PILLOW_LIMIT:
+            raise ValueError(f'max_pixels must be in 1..{PILLOW_LIMIT}, but is {max_pixels}')
         self.min_edge = min_edge
+        self.max_pixels = max_pixels
         self.crop_size = None if crop_size is None else to_pair(crop_size, 'crop_size')
         self.backend = backend
         self.backend_args = backend_args
@@ -94,28 +74,6 @@ class LoadRGB(BaseTransform):
                 return file.read()
         return mmengine.fileio.get(path, backend_args=self.backend_args)
 
-    def _decode(self, data: bytes) -> np.ndarray | None:
-        # OpenCV before 5 fills what is missing of a truncated file with grey; Pillow refuses it.
-        if self.backend == 'auto' and data.startswith(b'\xff\xd8') and b'\xff\xd9' in data[-1024:]:
-            factor = 1 if self.min_edge is None else self._reduction(data, self.min_edge)
-            if hasattr(cv2, 'IMREAD_COLOR_RGB'):  # since OpenCV 4.11: the colours need not be swapped afterwards
-                flags = cv2.IMREAD_COLOR_RGB | REDUCED[factor]
-                img = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-            else:
-                img = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | REDUCED[factor])
-                img = None if img is None else cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
-            if img is not None:
-                return img
-        backend = 'pillow' if self.backend == 'auto' else self.backend
-        return mmcv.imfrombytes(data, flag='color', channel_order='rgb', backend=backend)
-
-    @staticmethod
-    def _reduction(data: bytes, min_edge: int) -> int:
-        """The largest of 8, 4, 2, 1 that leaves ``min_edge`` pixels; from the header alone."""
-        with Image.open(io.BytesIO(data)) as header:
-            edge = min(header.size)
-        return next((factor for factor in (8, 4, 2) if edge >= factor * min_edge), 1)
-
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape``."""
         path = results['img_path']
@@ -123,11 +81,10 @@ class LoadRGB(BaseTransform):
             if 'img' in results:  # of a pack
                 img = results['img']
             else:
-                img = self._decode(results['img_bytes'] if 'img_bytes' in results else self._read(path))
+                data = results['img_bytes'] if 'img_bytes' in results else self._read(path)
+                img = decode(data, self.backend, self.max_pixels, self.min_edge)
         except Exception as error:  # noqa: BLE001  decoders raise whatever they like on a broken file
             raise UnreadableImageError(path, str(error) or type(error).__name__) from error
-        if img is None:
-            raise UnreadableImageError(path, 'not an image')
         if (
             self.crop_size
             and not self._warned

@@ -24,6 +24,7 @@ from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints, load_file
 from .hooks.teacher import unwrapped
 
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+UNREADABLE = 'unreadable_images.txt'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
 
@@ -71,7 +72,21 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
         }
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    for loader in LOADERS:
+        _name_unreadable_file(cfg.get(loader), str(Path(cfg.work_dir, UNREADABLE)))
     return cfg
+
+
+def _name_unreadable_file(node: ConfigDict | list | None, path: str) -> None:
+    """Tell every folder of images, nested ones too, where to name those that cannot be read."""
+    if isinstance(node, dict):
+        if node.get('type') == 'bootmae_mm.ImageFolder':
+            node.setdefault('unreadable_file', path)
+        for value in node.values():
+            _name_unreadable_file(value, path)
+    elif isinstance(node, list):
+        for value in node:
+            _name_unreadable_file(value, path)
 
 
 def _replace_root(node: ConfigDict | list, old: str, new: str) -> None:

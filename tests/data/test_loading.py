@@ -22,8 +22,8 @@ from bootmae_mm.data import (
     SeededSampler,
     collate,
 )
+from bootmae_mm.data.decoding import UnreadableImageError, decode
 from bootmae_mm.data.samplers import SeededIndex
-from bootmae_mm.data.transforms import UnreadableImageError
 from bootmae_mm.models import BootMAEDataPreprocessor
 
 PIPELINE = [
@@ -101,32 +101,6 @@ def test_pack_passes_chosen_keys_on():
     packed = PackImage(keys=('gt_label',))(dict(img=np.zeros((2, 4, 3), np.uint8), gt_label=7, other=1))
     assert packed['inputs'].shape == (3, 2, 4) and packed['gt_label'] == 7 and 'other' not in packed
     assert collate([packed, packed])['gt_label'] == [7, 7]
-
-
-@pytest.mark.parametrize(
-    ('mode', 'pixel', 'wanted'),
-    [
-        ('RGB', (250, 120, 10), (250, 120, 10)),
-        ('L', 77, (77, 77, 77)),
-        ('P', 0, None),
-        ('RGBA', (250, 120, 10, 255), (250, 120, 10)),
-        ('CMYK', (0, 0, 0, 0), (255, 255, 255)),
-    ],
-)
-def test_modes_become_rgb(tmp_path, mode, pixel, wanted):
-    path = tmp_path / ('x.jpg' if mode == 'CMYK' else 'x.png')
-    Image.new(mode, (5, 4), pixel).save(path)
-    img = LoadRGB()(dict(img_path=str(path)))['img']
-    assert img.shape == (4, 5, 3) and img.dtype == np.uint8
-    if wanted:
-        assert np.abs(img.astype(int) - wanted).max() <= 2
-
-
-def test_orientation_tag_is_followed(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.new('RGB', (6, 4)).save(tmp_path / 'x.jpg', exif=exif)
-    assert LoadRGB()(dict(img_path=str(tmp_path / 'x.jpg')))['img'].shape == (6, 4, 3)
 
 
 def test_small_images_are_named_once(tmp_path, monkeypatch):
@@ -295,8 +269,7 @@ def test_large_jpegs_are_decoded_at_a_fraction(tmp_path):
 def test_several_samples_of_one_decoded_image(image_folder, monkeypatch):
     pipeline = [PIPELINE[0], dict(type='bootmae_mm.Repeat', times=3, transforms=PIPELINE[1:])]
     decoded = []
-    decode = LoadRGB._decode
-    monkeypatch.setattr(LoadRGB, '_decode', lambda self, data: decoded.append(0) or decode(self, data))
+    monkeypatch.setattr('bootmae_mm.data.transforms.decode', lambda *arguments: decoded.append(0) or decode(*arguments))
     plain = ImageFolder(data_root=str(image_folder), pipeline=PIPELINE, masking=MASKING)
     several = ImageFolder(data_root=str(image_folder), pipeline=pipeline, masking=dict(MASKING, per_image=2))
     samples = [several[SeededIndex(i, seed=i)] for i in range(2)]

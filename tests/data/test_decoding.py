@@ -1,0 +1,238 @@
+"""Pictures as they come from cameras, scanners, the web and people who mean harm."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bootmae_mm.data import ImageFolder, LoadRGB
+from bootmae_mm.data.decoding import PILLOW_LIMIT, UnreadableImageError, decode, jpeg_size
+from tests.conftest import ROOT
+
+
+def load(path, **options):
+    return LoadRGB(**options)(dict(img_path=str(path)))['img']
+
+
+@pytest.mark.parametrize(
+    ('mode', 'pixel', 'wanted'),
+    [
+        ('RGB', (250, 120, 10), (250, 120, 10)),
+        ('L', 77, (77, 77, 77)),
+        ('P', 0, None),
+        ('RGBA', (250, 120, 10, 255), (250, 120, 10)),
+        ('CMYK', (0, 0, 0, 0), (255, 255, 255)),
+    ],
+)
+def test_modes_become_rgb(tmp_path, mode, pixel, wanted):
+    path = tmp_path / ('x.jpg' if mode == 'CMYK' else 'x.png')
+    Image.new(mode, (5, 4), pixel).save(path)
+    img = LoadRGB()(dict(img_path=str(path)))['img']
+    assert img.shape == (4, 5, 3) and img.dtype == np.uint8
+    if wanted:
+        assert np.abs(img.astype(int) - wanted).max() <= 2
+
+
+def test_orientation_tag_is_followed(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new('RGB', (6, 4)).save(tmp_path / 'x.jpg', exif=exif)
+    assert LoadRGB()(dict(img_path=str(tmp_path / 'x.jpg')))['img'].shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize(('kind', 'values'), [('png', np.uint16), ('tif', np.uint16), ('tif', np.int32)])
+def test_sixteen_bits_are_scaled_not_cut_off(tmp_path, kind, values):
+    grey = np.array([[0, 257, 25_700], [32_768, 65_278, 65_535]], dtype=values)
+    Image.fromarray(grey).save(tmp_path / f'x.{kind}')
+    img = load(tmp_path / f'x.{kind}')
+    assert img[..., 0].tolist() == [[0, 1, 100], [128, 254, 255]]
+    assert (img == img[..., :1]).all()
+
+
+def test_transparency_is_dropped(tmp_path):
+    colours = np.array([[[250, 120, 10, 0], [10, 120, 250, 128]]], dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / 'x.png')
+    assert load(tmp_path / 'x.png').tolist() == colours[..., :3].tolist()
+    grey = np.array([[[40, 0], [200, 255]]], dtype=np.uint8)
+    Image.fromarray(grey, 'LA').save(tmp_path / 'y.png')
+    assert load(tmp_path / 'y.png')[0, :, 0].tolist() == [40, 200]
+    palette = Image.new('P', (2, 1))
+    palette.putpalette([0, 0, 0, 250, 120, 10])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / 'z.png', transparency=1)
+    assert load(tmp_path / 'z.png').tolist() == [[[0, 0, 0], [250, 120, 10]]]
+
+
+def test_of_an_animation_the_first_frame(tmp_path):
+    frames = [Image.new('RGB', (6, 4), colour) for colour in ('red', 'lime', 'blue')]
+    frames[0].save(tmp_path / 'x.gif', save_all=True, append_images=frames[1:])
+    assert load(tmp_path / 'x.gif')[0, 0].tolist() == [255, 0, 0]
+
+
+def test_the_content_tells_not_the_name(tmp_path):
+    img = np.random.RandomState(0).randint(0, 255, (8, 9, 3)).astype(np.uint8)
+    Image.fromarray(img).save(tmp_path / 'x.png')
+    (tmp_path / 'x.png').rename(tmp_path / 'x.jpg')
+    np.testing.assert_array_equal(load(tmp_path / 'x.jpg'), img)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'pillow', 'cv2'])
+@pytest.mark.parametrize('size', [(1, 1), (20_000, 10), (10, 20_000)])
+@pytest.mark.parametrize('kind', ['png', 'jpg'])
+def test_tiny_and_narrow(tmp_path, size, kind, backend):
+    Image.new('RGB', size, (9, 99, 199)).save(tmp_path / f'x.{kind}')
+    dataset = ImageFolder(
+        data_root=str(tmp_path),
+        pipeline=[
+            dict(type='bootmae_mm.LoadRGB', backend=backend),
+            dict(type='bootmae_mm.RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0)),
+            dict(type='bootmae_mm.PackImage'),
+        ],
+    )
+    image = dataset[0]['inputs']
+    assert image.shape == (3, 32, 48)
+    assert np.abs(image.float().mean((1, 2)).numpy() - [9, 99, 199]).max() <= 2
+
+
+def png_header(width, height):
+    """A PNG file that says it is large, and holds next to nothing."""
+
+    def chunk(name, content):
+        return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+
+    content = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', content) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+
+
+def jpeg_header(width, height):
+    buffer = io.BytesIO()
+    Image.new('RGB', (8, 8)).save(buffer, 'JPEG')
+    data = bytearray(buffer.getvalue())
+    place = data.index(b'\xff\xc0')
+    data[place + 5 : place + 9] = struct.pack('>HH', height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'pillow', 'cv2'])
+@pytest.mark.parametrize('make', [png_header, jpeg_header])
+def test_a_decompression_bomb_is_refused(tmp_path, make, backend):
+    (tmp_path / 'x.png').write_bytes(make(20_000, 30_000))
+    assert (tmp_path / 'x.png').stat().st_size < 1000
+    with pytest.raises(UnreadableImageError, match='30000 x 20000 pixels|decompression bomb'):
+        load(tmp_path / 'x.png', backend=backend)
+    (tmp_path / 'y.jpg').write_bytes(make(300, 200))
+    with pytest.raises(UnreadableImageError, match='200 x 300 pixels are more than max_pixels=59999 allows'):
+        load(tmp_path / 'y.jpg', backend=backend, max_pixels=59_999)
+
+
+def test_limits_out_of_range():
+    for limit in (0, PILLOW_LIMIT + 1):
+        with pytest.raises(ValueError, match='max_pixels must be in'):
+            LoadRGB(max_pixels=limit)
+
+
+def test_formats_that_start_programs_are_not_tried():
+    buffer = io.BytesIO()
+    Image.new('RGB', (8, 8)).save(buffer, 'EPS')
+    with pytest.raises(Exception, match='cannot identify image file'):
+        decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize('options', [dict(), dict(progressive=True), dict(exif=b'Exif\0\0' + b'\xff\xc0' * 40)])
+def test_size_in_the_header(options):
+    buffer = io.BytesIO()
+    Image.new('RGB', (37, 21)).save(buffer, 'JPEG', **options)
+    data = buffer.getvalue()
+    assert jpeg_size(data) == (21, 37)
+    assert jpeg_size(data[:2] + b'\xff\xff\xff' + data[3:]) == (21, 37)  # bytes that fill
+    tables = b'\xff\xc4\x00\x13' + bytes(17)  # Huffman's, whose marker looks like a frame's
+    assert jpeg_size(data[:2] + tables + data[2:]) == (21, 37)
+    frame = max(data.rfind(b'\xff\xc0'), data.rfind(b'\xff\xc2'))
+    assert all(jpeg_size(data[:end]) is None for end in range(frame + 9))
+
+
+@pytest.mark.parametrize(
+    ('min_edge', 'factor'), [(100, 1), (51, 1), (50, 2), (26, 2), (25, 4), (13, 4), (12, 8), (1, 8)]
+)
+def test_reduced_as_long_as_the_edge_stays(min_edge, factor):
+    buffer = io.BytesIO()
+    Image.new('RGB', (140, 100)).save(buffer, 'JPEG')
+    assert decode(buffer.getvalue(), min_edge=min_edge).shape[0] == -(-100 // factor)
+
+
+ODD_NAMES = [
+    'with spaces.jpg',
+    'ünïcode 图片.jpg',
+    'UPPER.JPG',
+    'comma,semicolon;.jpg',
+    'quote\'".jpg',
+    'line\nend.jpg',
+]
+
+
+def test_odd_names(tmp_path):
+    for name in ODD_NAMES:
+        Image.new('RGB', (8, 8)).save(tmp_path / name, 'JPEG')
+    dataset = ImageFolder(data_root=str(tmp_path), pipeline=[dict(type='bootmae_mm.LoadRGB')])
+    assert len(dataset) == len(ODD_NAMES)
+    assert all(dataset[i]['img'].shape == (8, 8, 3) for i in range(len(dataset)))
+
+
+def test_what_cannot_be_read_is_written_down_once(tmp_path):
+    """Truncated, empty, no picture, a broken link, a name that is not UTF-8."""
+    images = tmp_path / 'images'
+    images.mkdir()
+    for index in range(5):
+        Image.new('RGB', (64, 64), (index, 0, 0)).save(images / f'good {index}.png')
+    whole = (images / 'good 0.png').read_bytes()
+    (images / 'empty.jpg').write_bytes(b'')
+    (images / 'no picture.png').write_bytes(b'hello')
+    (images / 'broken link.png').symlink_to(tmp_path / 'nowhere.png')
+    with open(os.path.join(os.fsencode(images), b'latin \xe4.png'), 'wb') as file:
+        file.write(whole[: len(whole) // 2])
+    out = tmp_path / 'work/unreadable.txt'
+    for _ in range(2):  # a second run in the same folder
+        dataset = ImageFolder(
+            data_root=str(images),
+            pipeline=[dict(type='bootmae_mm.LoadRGB')],
+            max_unreadable=0.5,
+            unreadable_file=str(out),
+        )
+        assert len({dataset[i]['img_path'] for i in range(9)} | {dataset[i]['img_path'] for i in range(9)}) == 5
+    lines = dict(line.split('\t') for line in out.read_text().splitlines())
+    assert {os.path.basename(path) for path in lines} == {
+        'empty.jpg',
+        'no picture.png',
+        'broken link.png',
+        'latin \\udce4.png',
+    }
+    assert 'No such file' in lines[str(images / 'broken link.png')]
+    assert len(out.read_text().splitlines()) == 4
+    with pytest.raises(ValueError, match='4 of 9 images cannot be read, more than max_unreadable=0.3 .*empty.jpg'):
+        dataset.max_unreadable = 0.3
+        for i in range(9):
+            dataset[i]
+
+
+@pytest.mark.skipif(not hasattr(os, 'setuid'), reason='needs users')
+def test_a_file_without_permission(tmp_path):
+    """As another user where the tests run as root, who may read all."""
+    Image.new('RGB', (8, 8)).save(tmp_path / 'x.png')
+    (tmp_path / 'x.png').chmod(0)
+    code = 'import sys; from bootmae_mm.data import LoadRGB; LoadRGB()(dict(img_path=sys.argv[1]))'
+    if os.getuid() == 0:
+        for folder in [tmp_path, *tmp_path.parents]:
+            if 'pytest-' in str(folder):
+                folder.chmod(0o755)
+        code = code.replace('LoadRGB()(', 'import os; os.setuid(65534); LoadRGB()(', 1)
+    done = subprocess.run(
+        [sys.executable, '-c', code, tmp_path / 'x.png'], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 1
+    assert 'UnreadableImageError' in done.stderr and 'Permission denied' in done.stderr.splitlines()[-1]
