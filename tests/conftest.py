@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY_ARCH = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=48)
 
 
+def pytest_addoption(parser):
+    parser.addoption('--soak-minutes', type=float, default=60.0, help='length of the long training among the faults')
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from bootmae_mm.engine.hooks import BootMAEEMAHook, FeatureWeightHook, ReconstructionHook
+from bootmae_mm.engine.hooks import BootMAEEMAHook, FeatureWeightHook, MonitorHook, ReconstructionHook
 from bootmae_mm.engine.hooks.teacher import ema_update
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.schedules import feature_weight, piecewise_linear
@@ -319,3 +319,14 @@ def test_hooks_are_idle_without_a_momentum_teacher(tmp_path, image_folder):
     entry = read_scalars(tmp_path / 'work')[-1]
     assert 'ema_decay' not in entry and 'feature_weight' not in entry
     assert json.dumps(entry)
+
+
+def test_the_history_of_a_logged_value_is_bounded(tmp_path, image_folder):
+    """mmengine copies all of it in every iteration."""
+    runner = make_runner(tmp_path, image_folder, {'default_hooks.runtime_info.history': 2})
+    runner.train()
+    for name, buffer in runner.message_hub.log_scalars.items():
+        assert len(buffer.data[0]) <= 3, name
+    assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 2
+    with pytest.raises(ValueError, match='history must be at least 1'):
+        MonitorHook(history=0)

@@ -3,7 +3,7 @@
 from collections import Counter
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
     tried, survived = Counter(), Counter()
     for outcome in ('passed', 'failed', 'error'):
         for report in terminalreporter.stats.get(outcome, []):
@@ -14,6 +14,10 @@ def pytest_terminal_summary(terminalreporter):
                     fault += f' ({name.split("[")[1].rstrip("]")})'
                 tried[fault] += 1
                 survived[fault] += outcome == 'passed'
+    if hasattr(config, 'soak'):
+        terminalreporter.write_line('')
+        for name, value in config.soak.items():
+            terminalreporter.write_line(f'{name:40} {value}')
     if tried:
         terminalreporter.write_line(f'\n{"fault":60} tries  survived  lost')
         for fault, count in tried.items():

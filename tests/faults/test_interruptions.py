@@ -30,19 +30,19 @@ def config(tmp_path, image_folder):
     return run_config(tmp_path / 'config.py', image_folder, batch_size=2, workers=2, accumulate=2, epochs=6)
 
 
-def command(config, work_dir, *arguments, processes=1):
+def command(config, work_dir, *arguments, processes=1, options=OPTIONS):
     tool = [sys.executable, ROOT / 'tools/train.py', config]
     if processes > 1:
         tool = [ROOT / 'tools/dist_train.sh', config, processes]
-    return [str(part) for part in (*tool, '--work-dir', work_dir, *arguments, '--cfg-options', *OPTIONS)]
+    return [str(part) for part in (*tool, '--work-dir', work_dir, *arguments, '--cfg-options', *options)]
 
 
-def start(*arguments, restarts=0, **options):
+def start(*arguments, restarts=0, stdout=subprocess.PIPE, **options):
     return subprocess.Popen(
         command(*arguments, **options),
         cwd=ROOT,
         env={**ENVIRONMENT, 'PORT': free_port(), 'MAX_RESTARTS': str(restarts)},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,

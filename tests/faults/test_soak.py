@@ -1,0 +1,106 @@
+"""An hour of training: memory, open files and throughput stay what they were."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import run_config, write_images
+from tests.faults.test_interruptions import start
+
+WARM_UP = 0.2  # share of the time that is left out: caches fill, allocators find their size
+
+
+def children(pid):
+    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def megabytes(pid):
+    """Memory of a process, in which shared pages count for a share (PSS)."""
+    lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith('Pss:')) / 1024
+
+
+def open_files(pid):
+    return len(list(Path(f'/proc/{pid}/fd').iterdir()))
+
+
+def slope(hours, values):
+    return float(np.polyfit(hours, values, 1)[0])
+
+
+def ends(values):
+    """Medians of the first and the last quarter."""
+    return [round(float(np.median(part)), 2) for part in np.array_split(values, 4)[::3]]
+
+
+@pytest.mark.fault
+@pytest.mark.long
+def test_an_hour_of_training(tmp_path, request):
+    """One sample every ten seconds; the slopes are of straight lines through those after the warm-up."""
+    seconds = 60 * request.config.getoption('--soak-minutes')
+    config = run_config(
+        tmp_path / 'config.py',
+        write_images(tmp_path / 'images', 256, size=(100, 130)),
+        batch_size=8,
+        workers=2,
+        epochs=10**6,
+    )
+    work_dir = tmp_path / 'work'
+    with open(tmp_path / 'out', 'w') as out:
+        process = start(
+            config,
+            work_dir,
+            options=[
+                'default_hooks.logger.interval=50',
+                'default_hooks.reconstruction.interval=1000',
+                'default_hooks.checkpoint.interval=20',
+                'default_hooks.checkpoint.max_keep_ckpts=3',
+            ],
+            stdout=out,
+        )
+        samples = []
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            time.sleep(10)
+            assert process.poll() is None, (tmp_path / 'out').read_text()[-3000:]
+            workers = children(process.pid)
+            samples.append(
+                [
+                    (time.monotonic() - began) / 3600,
+                    megabytes(process.pid),
+                    sum(megabytes(worker) for worker in workers),
+                    open_files(process.pid),
+                    sum(open_files(worker) for worker in workers),
+                    len(workers),
+                ]
+            )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=100) == 75, (tmp_path / 'out').read_text()[-3000:]
+    hours, main, workers, files, worker_files, count = np.array(samples[int(WARM_UP * len(samples)) :]).T
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    times = [entry['time'] for entry in map(json.loads, log.read_text().splitlines()) if 'time' in entry]
+    steps = np.array(times[int(WARM_UP * len(times)) :]) * 1e3
+    done = int(next(work_dir.glob('interrupted_*.pth')).stem.split('_')[1])
+    report = {
+        'minutes': seconds / 60,
+        'iterations': done,
+        'memory of the process, MB': float(main.mean()),
+        'its slope, MB an hour': slope(hours, main),
+        'memory of the workers, MB': float(workers.mean()),
+        'their slope, MB an hour': slope(hours, workers),
+        'open files, first and last quarter': ends(files),
+        'of the workers': ends(worker_files),
+        'ms a step, first and last quarter': ends(steps),
+    }
+    request.config.soak = report
+    assert set(count) == {2}
+    # Batches on their way from the workers are open files too, a few more or less at any moment.
+    assert ends(files)[1] - ends(files)[0] <= 3 and ends(worker_files)[1] - ends(worker_files)[0] <= 3, report
+    # A leak of one image (39 kB) each ten iterations would be hundreds of MB an hour.
+    assert slope(hours, main) < 20 and slope(hours, workers) < 20, report
+    # Other programs slow a machine down, too; what grows with the iterations slows it down by more.
+    assert ends(steps)[1] < 1.5 * ends(steps)[0], report
