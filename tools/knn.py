@@ -60,7 +60,8 @@ def main() -> None:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from bootmae_mm.engine.launch import check_same_classes, prepare, read_config
+    from bootmae_mm.engine.checks import check_same_classes
+    from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.evaluation import knn_accuracies
     from bootmae_mm.registry import MODELS
 

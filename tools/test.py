@@ -28,14 +28,8 @@ def main() -> None:
     from mmengine.fileio import dump
     from mmengine.runner import Runner
 
-    from bootmae_mm.engine.launch import (
-        check_checkpoint,
-        check_classes,
-        check_same_classes,
-        finish,
-        prepare,
-        read_config,
-    )
+    from bootmae_mm.engine.checks import check_checkpoint, check_classes, check_same_classes
+    from bootmae_mm.engine.launch import finish, prepare, read_config
 
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)

@@ -57,7 +57,8 @@ def configured(args: argparse.Namespace) -> Config:
 
 def train(cfg: Config) -> None:
     """Check all that can be checked before the first iteration, and train."""
-    from bootmae_mm.engine.launch import check_checkpoint, check_classes, check_loader, check_validation, prepare
+    from bootmae_mm.engine.checks import check_checkpoint, check_classes, check_loader, check_validation
+    from bootmae_mm.engine.launch import prepare
     from bootmae_mm.engine.runner import Runner
 
     prepare(cfg)
@@ -75,7 +76,7 @@ def main() -> None:
     from mmengine.logging import print_log
 
     from bootmae_mm.engine.hooks.interruption import Interrupted
-    from bootmae_mm.engine.launch import finish
+    from bootmae_mm.engine.launch import cause_of, finish
     from bootmae_mm.engine.recovery import choose_start, lock
     from bootmae_mm.interop.checkpoint import reason_of
 
@@ -101,6 +102,11 @@ def main() -> None:
         # The traceback for whoever needs it, and below it one clear line.
         traceback.print_exc()
         raise SystemExit(f'error: {str(error).strip().splitlines()[-1]}') from None
+    except RuntimeError as error:
+        if cause_of(error) is None:
+            raise
+        traceback.print_exc()
+        raise SystemExit(f'error: {cause_of(error)}') from None
     finally:
         if held is not None:
             held.close()

@@ -7,21 +7,15 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.fileio import load
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS
 from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import Dataset
 
-from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints, load_file
-
-from .hooks.teacher import unwrapped
+from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
 
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 UNREADABLE = 'unreadable_images.txt'
@@ -131,6 +125,9 @@ def prepare(cfg: Config, training: bool = True) -> None:
         ValueError: If more processes than GPUs were started, or float16 is wanted without a GPU.
     """
     allow_mmengine_checkpoints()
+    for loader in LOADERS:
+        if cfg.get(loader) is not None and not cfg[loader].get('num_workers'):
+            cfg[loader].update(persistent_workers=False, timeout=0)  # torch refuses them without workers
     if torch.cuda.is_available():
         local_rank, count = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
         if cfg.launcher == 'pytorch' and local_rank >= count:
@@ -148,7 +145,8 @@ def prepare(cfg: Config, training: bool = True) -> None:
         if cfg.get(loader) is not None:
             cfg[loader]['pin_memory'] = False
     if cfg.launcher == 'pytorch':
-        torch.distributed.init_process_group('gloo')
+        timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
         wrapper = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
         if wrapper['type'] == 'MMDistributedDataParallel':
             wrapper['device_ids'] = None  # they are for GPUs only; mmengine names one always
@@ -180,169 +178,21 @@ def finish(launcher: str = 'none', status: int = 0) -> None:
         raise SystemExit(status)
 
 
+def cause_of(error: RuntimeError) -> str | None:
+    """What torch reports where a worker of the loader or another process is gone, in one line; else None."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ''
+    if text.startswith('DataLoader timed out'):
+        return f'{text} (timeout of the dataloader): a worker hangs, perhaps in a file system that does not answer'
+    if text.startswith('DataLoader worker'):
+        return f'{text}: a worker of the loader has died, often for lack of memory; set num_workers lower'
+    if isinstance(error, torch.distributed.DistError) or 'gloo' in text or 'NCCL' in text:
+        return f'another process has died, or not answered in time (env_cfg.dist_cfg.timeout): {text}'
+    return None
+
+
 def use_amp(cfg: Config) -> None:
     """Turn mixed precision on (``--amp``): bfloat16 where nothing is set, else what the config says."""
     wrapper = cfg.optim_wrapper
     if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
         wrapper.type = 'bootmae_mm.AutocastOptimWrapper'
         wrapper.dtype = 'bfloat16'
-
-
-def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
-    """Compare a checkpoint with the model of a Runner, which itself would load whatever fits and only log the rest.
-
-    Args:
-        runner: Not yet running.
-        path: Of the checkpoint; one that is not a local file is left to mmengine.
-        complete: Whether all weights must be there. Otherwise (a start from other weights) the teacher may be missing,
-            and for other models than BootMAE all but one.
-
-    Returns:
-        What mmengine noted in the checkpoint beside the weights (``meta``); empty for one that was not read.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the checkpoint is unsafe, or does not fit.
-    """
-    if '://' in path:
-        return {}
-    checkpoint = load_file(path, mmap=True)
-    state = checkpoint.get('state_dict', checkpoint)
-    model = unwrapped(runner.model)
-    wanted = model.state_dict()
-    missing = [name for name in wanted if name not in state]
-    wrong = [
-        f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if not complete and len(missing) < len(wanted):
-        # Pretraining needs all but the teacher, which starts as a copy; a fine-tuned model may have another head.
-        if hasattr(model, 'has_momentum_teacher'):
-            missing = [name for name in missing if not name.startswith('teacher.')]
-        else:
-            missing, wrong = [], []
-    if missing or wrong:
-        raise ValueError(
-            f'{path} does not fit the model: {len(missing)} of {len(wanted)} weights are missing {missing[:3]}, '
-            f'{len(wrong)} have another shape {wrong[:3]}'
-        )
-    return checkpoint.get('meta', {})
-
-
-def check_loader(runner: Runner) -> None:
-    """Check that there is at least one batch to train on.
-
-    Raises:
-        ValueError: If all images together are less than one batch, or none has an object of the dataset's classes.
-    """
-    try:
-        loader = runner.train_dataloader
-    except ValueError as error:
-        _explain_empty_coco(runner.cfg.train_dataloader.dataset, error)
-        raise
-    if len(loader) == 0:
-        raise ValueError(
-            f'{len(loader.dataset)} images are less than one batch of {loader.batch_size} for each of '
-            f'{runner.world_size} processes; set train_dataloader.batch_size lower'
-        )
-
-
-def _explain_empty_coco(dataset: ConfigDict, error: ValueError) -> None:
-    """Say so if a COCO file has none of the classes, at which mmdet ends in the middle of a concatenation."""
-    while 'dataset' in dataset:  # RepeatDataset and the like
-        dataset = dataset['dataset']
-    path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-    if path.suffix != '.json' or not path.is_file():
-        return
-    names = [category['name'] for category in load(path).get('categories', [])]
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        known = getattr(registry.get(dataset['type']), 'METAINFO', {})
-    classes = (dataset.get('metainfo') or known).get('classes', ())
-    if not set(classes) & set(names):
-        raise ValueError(
-            f'none of the {len(classes)} classes of {dataset["type"]} ({", ".join(map(str, list(classes)[:3]))}, ...) '
-            f'is a category of {path} ({", ".join(names[:3])}, ...); '
-            "set dataset.metainfo=dict(classes=(...)) to the file's names"
-        ) from error
-
-
-def check_classes(model: nn.Module, dataset: Dataset) -> None:
-    """Compare the number of classes of a dataset with that of the heads.
-
-    A COCO file without a class of the dataset would silently give images without objects; that is checked too.
-
-    Args:
-        model: With or without heads.
-        dataset: With or without classes in its ``metainfo``.
-
-    Raises:
-        ValueError: If they differ, with both numbers.
-    """
-    classes = getattr(dataset, 'metainfo', {}).get('classes')
-    if classes is None:
-        return
-    name = type(dataset).__name__
-    while hasattr(dataset, 'dataset'):  # RepeatDataset and the like
-        dataset = dataset.dataset
-    categories = getattr(dataset, 'cat_ids', None)
-    if categories is not None and len(categories) != len(classes):
-        raise ValueError(
-            f'only {len(categories)} of the {len(classes)} classes of {name} are categories of {dataset.ann_file}; '
-            "set dataset.metainfo=dict(classes=(...)) to the file's names"
-        )
-    for path, module in model.named_modules():
-        count = getattr(module, 'num_classes', None)
-        # The head of region proposals tells objects from background only.
-        if path and isinstance(count, int) and count != len(classes) and not path.endswith('rpn_head'):
-            raise ValueError(
-                f'{path} has num_classes={count}, but {name} has {len(classes)} classes '
-                f'({", ".join(map(str, list(classes)[:3]))}, ...)'
-            )
-
-
-def check_same_classes(classes: Sequence[str] | None, others: Sequence[str] | None, what: str) -> None:
-    """Compare the names of classes, whose order gives the labels: folders of other classes would shift them silently.
-
-    Args:
-        classes: Of the data set in use; None if it has none.
-        others: Of the other data set, or those in a checkpoint; likewise.
-        what: Names both in the message.
-
-    Raises:
-        ValueError: With the first name that differs.
-    """
-    if not classes or not others or list(classes) == list(others):
-        return
-    place = next((i for i, pair in enumerate(zip(classes, others, strict=False)) if pair[0] != pair[1]), None)
-    raise ValueError(
-        f'{what} do not have the same classes: '
-        + (
-            f'label {place} is {classes[place]!r} in one and {others[place]!r} in the other'
-            if place is not None
-            else f'{len(classes)} in one and {len(others)} in the other'
-        )
-    )
-
-
-def check_validation(runner: Runner) -> None:
-    """Check, before hours of training, that what was learnt can be validated.
-
-    Raises:
-        ValueError: If the data sets have other classes, or a metric looks at more classes than there are.
-    """
-    loop = runner.val_loop
-    if loop is None:
-        return
-    classes, others = (
-        getattr(dataset, 'metainfo', {}).get('classes')
-        for dataset in (runner.train_dataloader.dataset, loop.dataloader.dataset)
-    )
-    check_same_classes(classes, others, 'training and validation')
-    for metric in loop.evaluator.metrics:
-        most = max(getattr(metric, 'topk', None) or [0])
-        if others and most > len(others):
-            raise ValueError(
-                f'the metric asks for the best {most} of {len(others)} classes; '
-                'set val_evaluator.topk=(1,) and test_evaluator.topk=(1,)'
-            )

@@ -9,6 +9,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner.base_loop import BaseLoop
 
+from .checks import check_agreement
 from .loops import EpochLoop
 from .recovery import write_durably
 from .sharding import gathered_states, is_sharded
@@ -19,11 +20,21 @@ class Runner(MMEngineRunner):
 
     - A checkpoint is written under another name, synced, and renamed: its name never stands for half a file.
     - Loops by epoch are :class:`EpochLoop`, which resumes in the middle of an epoch.
+    - Processes that come with different configs are refused.
     - The weights of a divided model stay as its wrapper initialised them (mmengine would send all tensors from the
       first process to the others, which divided ones refuse), and are gathered for checkpoints.
     """
 
     gathered: dict | None = None
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Processes meet here; they must have come with the same config.
+
+        Raises:
+            ValueError: If one has another.
+        """
+        super().setup_env(env_cfg)
+        check_agreement(self.cfg.pretty_text, 'a config')
 
     def _init_model_weights(self) -> None:
         if not is_sharded(self.model):

@@ -8,7 +8,7 @@ from mmengine import Config
 from mmengine.registry import DATASETS, HOOKS, METRICS, OPTIM_WRAPPERS, TRANSFORMS, VISUALIZERS, init_default_scope
 from mmengine.runner import Runner
 
-from bootmae_mm.engine.launch import check_classes
+from bootmae_mm.engine.checks import check_classes
 from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT, TINY_ARCH, build, tiny_config
 from tests.downstream import tiny, write_data

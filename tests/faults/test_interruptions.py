@@ -37,11 +37,11 @@ def command(config, work_dir, *arguments, processes=1, options=OPTIONS):
     return [str(part) for part in (*tool, '--work-dir', work_dir, *arguments, '--cfg-options', *options)]
 
 
-def start(*arguments, restarts=0, stdout=subprocess.PIPE, **options):
+def start(*arguments, restarts=0, stdout=subprocess.PIPE, environment=None, **options):
     return subprocess.Popen(
         command(*arguments, **options),
         cwd=ROOT,
-        env={**ENVIRONMENT, 'PORT': free_port(), 'MAX_RESTARTS': str(restarts)},
+        env={**ENVIRONMENT, 'PORT': free_port(), 'MAX_RESTARTS': str(restarts), **(environment or {})},
         stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,

@@ -3,15 +3,8 @@ import torch
 from mmengine import Config
 from mmengine.runner import Runner
 
-from bootmae_mm.engine.launch import (
-    check_checkpoint,
-    check_loader,
-    check_same_classes,
-    finish,
-    prepare,
-    read_config,
-    use_amp,
-)
+from bootmae_mm.engine.checks import check_checkpoint, check_loader, check_same_classes
+from bootmae_mm.engine.launch import finish, prepare, read_config, use_amp
 from tests.conftest import ROOT, run_config
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -81,7 +82,10 @@ class InterruptionHook(Hook):
         self._watch = threading.Timer(self.grace, self._give_up)
         self._watch.daemon = True
         # Over the CPU: nothing waits for a GPU.
-        self._group = torch.distributed.new_group(backend='gloo') if get_world_size() > 1 else None
+        self._group = None
+        if get_world_size() > 1:
+            timeout = runner.cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+            self._group = torch.distributed.new_group(backend='gloo', timeout=timedelta(seconds=timeout))
         self._before = {}
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in self.signals}

@@ -34,6 +34,7 @@ ms_flip_pipeline = [
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,
+    timeout=600,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
@@ -46,6 +47,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
+    timeout=600,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(

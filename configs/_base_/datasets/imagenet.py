@@ -23,6 +23,7 @@ masking = dict(grid_size=14, ratio=0.75, strategy='mix', min_block=16, max_block
 train_dataloader = dict(
     batch_size=256,
     num_workers=12,
+    timeout=600,
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
@@ -35,6 +36,7 @@ train_dataloader = dict(
 test_dataloader = dict(
     batch_size=256,
     num_workers=12,
+    timeout=600,
     sampler=dict(type='bootmae_mm.SeededSampler', shuffle=False),
     collate_fn=dict(type='bootmae_mm.collate'),
     dataset=dict(

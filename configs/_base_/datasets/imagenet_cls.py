@@ -16,6 +16,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=256,
     num_workers=12,
+    timeout=600,
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
@@ -26,6 +27,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=256,
     num_workers=12,
+    timeout=600,
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
