@@ -330,3 +330,58 @@ def test_the_history_of_a_logged_value_is_bounded(tmp_path, image_folder):
     assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 2
     with pytest.raises(ValueError, match='history must be at least 1'):
         MonitorHook(history=0)
+
+
+def poisoned(tmp_path, image_folder, iterations, **options):
+    """A runner whose gradient of one weight is not a number at some iterations, and its state before and after each."""
+    options = {f'default_hooks.runtime_info.{name}': value for name, value in options.items()}
+    runner = make_runner(tmp_path, image_folder, options)
+    weight = runner.model.backbone.layers[1].ffn.layers[1].weight
+    weight.register_hook(lambda gradient: gradient * (math.nan if runner.iter + 1 in iterations else 1.0))
+    states = []
+
+    class Look(Hook):
+        priority = 'VERY_LOW'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            states.append({name: value.clone() for name, value in runner.model.state_dict().items()})
+
+    runner.register_hook(Look())
+    return runner, states
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path, image_folder):
+    """Weights, teacher and optimizer stay; the count goes into checkpoints."""
+    runner, states = poisoned(tmp_path, image_folder, [3, 5], max_skipped=2)
+    runner.train()
+    for iteration in range(2, 7):
+        before, after = states[iteration - 2], states[iteration - 1]
+        same = all(torch.equal(before[name], value) for name, value in after.items())
+        assert same == (iteration in (3, 5)), iteration
+    assert all(state['step'] == 4 for state in runner.optim_wrapper.optimizer.state_dict()['state'].values())
+    saved = torch.load(tmp_path / 'work/epoch_3.pth', weights_only=False)
+    assert saved['message_hub']['runtime_info']['skipped_steps'] == 2
+    assert all(math.isfinite(entry['grad_norm']) for entry in read_scalars(tmp_path / 'work') if 'grad_norm' in entry)
+
+
+def test_more_skipped_steps_than_allowed_stop_the_run(tmp_path, image_folder):
+    runner, _ = poisoned(tmp_path, image_folder, [3, 5], max_skipped=1)
+    with pytest.raises(
+        FloatingPointError, match=r'iteration 5, first of backbone.layers.1.ffn.layers.1.weight, after 1'
+    ):
+        runner.train()
+    (tmp_path / 'again').mkdir()
+    runner, _ = poisoned(tmp_path / 'again', image_folder, [3])
+    with pytest.raises(FloatingPointError, match='grad_norm not finite at iteration 3'):
+        runner.train()
+
+
+def test_a_collapse_is_warned_of(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder, {'default_hooks.runtime_info.min_target_std': 0.1})
+    runner.model._feature_norms = lambda prediction, features, target: dict(feature_target_std=torch.tensor(0.05))
+    runner.train()
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert log.read_text().count('feature_target_std is 0.05 at iteration 1, below 0.1') == 1
+    assert log.read_text().count('have collapsed') == 1
+    with pytest.raises(ValueError, match='must not be negative'):
+        MonitorHook(max_skipped=-1)

@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from bootmae_mm.registry import HOOKS
 
+SKIPPED = 'skipped_steps'  # in the message hub, and so in checkpoints
+
 
 @HOOKS.register_module()
 class MonitorHook(RuntimeInfoHook):
@@ -34,25 +36,39 @@ class MonitorHook(RuntimeInfoHook):
         history: Iterations that are kept of every logged value, for averages; mmengine keeps a million, copies all of
             them in every iteration (50 ms after half a million, measured on a CPU), and writes them into every
             checkpoint. Windows of a ``LogProcessor`` cannot be longer.
+        max_skipped: So many steps of the whole run, resumed parts included, may be left out because a gradient is not
+            finite: weights, optimizer and teacher stay as they are. One more stops the run. Each step then waits for
+            the device; 0, the default, stops at the first. Not with a loss scaler, which skips by itself.
+        min_target_std: A warning in the log when ``feature_target_std`` falls below it: all patches look alike to the
+            teacher, a collapse. (0.4 to 1 is usual.)
 
     Raises:
-        ValueError: If it is less than 1.
+        ValueError: If ``history`` is less than 1, or another number negative.
     """
 
-    def __init__(self, history: int = 1000) -> None:
+    def __init__(self, history: int = 1000, max_skipped: int = 0, min_target_std: float = 0.02) -> None:
         if history < 1:
             raise ValueError(f'history must be at least 1, but is {history}')
+        if max_skipped < 0 or min_target_std < 0:
+            raise ValueError(
+                f'max_skipped and min_target_std must not be negative, but are {max_skipped} and {min_target_std}'
+            )
         self.history = history
+        self.max_skipped = max_skipped
+        self.min_target_std = min_target_std
 
     def before_train(self, runner: Runner) -> None:
         """Find the logger's interval and listen to the optimizer."""
         super().before_train(runner)
+        self._next_warning = 0
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._grad_norm: Tensor | None = None
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
         self._interval = min(intervals, default=1)
         scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
         self._must_be_finite = ('loss',) if scaled else ('loss', 'grad_norm')
+        self._skips = self.max_skipped > 0 and not scaled
+        self._runner = runner
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._measure_gradients)
 
     def _measure_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -64,6 +80,26 @@ class MonitorHook(RuntimeInfoHook):
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
         self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self._skips and not torch.isfinite(self._grad_norm):
+            self._skip(optimizer)
+
+    def _skip(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave a step out: an optimizer passes over parameters without a gradient."""
+        runner = self._runner
+        bad = (
+            name
+            for name, parameter in runner.model.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        )
+        skipped = runner.message_hub.runtime_info.get(SKIPPED, 0) + 1
+        what = f'gradient not finite at iteration {runner.iter + 1}, first of {next(bad, "all together")}'
+        if skipped > self.max_skipped:
+            raise FloatingPointError(f'{what}, after {skipped - 1} skipped steps; max_skipped={self.max_skipped}')
+        runner.message_hub.update_info(SKIPPED, skipped)
+        runner.logger.warning(f'{what}: step skipped, {skipped} of at most {self.max_skipped}')
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                parameter.grad = None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -102,7 +138,8 @@ class MonitorHook(RuntimeInfoHook):
             numbers = {name: next(fetched) if isinstance(value, Tensor) else value for name, value in values.items()}
             self._check(runner, iteration, numbers)
             for name, number in numbers.items():
-                runner.message_hub.update_scalar(f'train/{name}', number)
+                if math.isfinite(number) or not self._skips:  # else the averages would not be, for a while
+                    runner.message_hub.update_scalar(f'train/{name}', number)
         for buffer in runner.message_hub.log_scalars.values():
             buffer.max_length = self.history
         if not torch.cuda.is_available():
@@ -114,7 +151,17 @@ class MonitorHook(RuntimeInfoHook):
         return values
 
     def _check(self, runner: Runner, iteration: int, numbers: dict[str, float]) -> None:
-        """Stop if a number is not finite that must be."""
+        """Stop if a number is not finite that must be; warn of a collapse."""
+        deviation = numbers.get('feature_target_std', math.inf)
+        if deviation < self.min_target_std and iteration >= self._next_warning:
+            self._next_warning = iteration + 10 * self._interval
+            runner.logger.warning(
+                f'feature_target_std is {deviation:.3g} at iteration {iteration}, below {self.min_target_std}: all '
+                'patches look alike to the teacher, its features have collapsed; lower the learning rate, or raise '
+                'the decay of the teacher'
+            )
+        if self._skips:  # steps are looked at one by one
+            return
         bad = [name for name in self._must_be_finite if not math.isfinite(numbers.get(name, 0.0))]
         if bad:
             values = ', '.join(f'{name} {number:.6g}' for name, number in numbers.items())

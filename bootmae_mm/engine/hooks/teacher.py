@@ -93,8 +93,11 @@ class BootMAEEMAHook(Hook):
         self._teacher, self._student = moving_pairs(model)
         runner.optim_wrapper.optimizer.register_step_post_hook(self._note_step)
 
-    def _note_step(self, *_: object) -> None:
-        self._stepped = True
+    def _note_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # No gradients: :class:`MonitorHook` has left the step out.
+        self._stepped = any(
+            parameter.grad is not None for group in optimizer.param_groups for parameter in group['params']
+        )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Follow the schedule."""
