@@ -95,7 +95,7 @@ def main() -> None:
         finish(args.launcher)
     except Interrupted as interrupted:
         print_log(str(interrupted), logger='current', level=30)
-        finish(args.launcher, interrupted.status)
+        finish(args.launcher, interrupted.status, interrupted.left)
     except pickle.UnpicklingError as error:  # of what mmengine reads by itself
         raise SystemExit(f'error: a checkpoint does not load safely: {reason_of(error)}') from error
     except (ValueError, TypeError, OSError, FloatingPointError) as error:

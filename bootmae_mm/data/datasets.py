@@ -67,7 +67,7 @@ class ImageFolder(SeededDataset):
         extensions: Of the files that count as images, lower case.
         max_images: Use the first so many only; all by default.
         unreadable_file: Text file to which every unreadable image is added, a line each: path, tabulator, reason. The
-            tools set it to ``unreadable_images.txt`` in the work_dir.
+            Runner sets it to ``unreadable_images.txt`` in its work_dir.
         **kwargs: As for :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ``masking``, ...).
 
     Raises:

@@ -6,7 +6,9 @@ import atexit
 import difflib
 import inspect
 import os
+import signal
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from mmengine.runner import Runner
 from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
 
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
-UNREADABLE = 'unreadable_images.txt'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
 
@@ -66,21 +67,7 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
         }
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
-    for loader in LOADERS:
-        _name_unreadable_file(cfg.get(loader), str(Path(cfg.work_dir, UNREADABLE)))
     return cfg
-
-
-def _name_unreadable_file(node: ConfigDict | list | None, path: str) -> None:
-    """Tell every folder of images, nested ones too, where to name those that cannot be read."""
-    if isinstance(node, dict):
-        if node.get('type') == 'bootmae_mm.ImageFolder':
-            node.setdefault('unreadable_file', path)
-        for value in node.values():
-            _name_unreadable_file(value, path)
-    elif isinstance(node, list):
-        for value in node:
-            _name_unreadable_file(value, path)
 
 
 def _replace_root(node: ConfigDict | list, old: str, new: str) -> None:
@@ -153,7 +140,7 @@ def prepare(cfg: Config, training: bool = True) -> None:
         cfg.model_wrapper_cfg = wrapper
 
 
-def finish(launcher: str = 'none', status: int = 0) -> None:
+def finish(launcher: str = 'none', status: int = 0, within: float | None = None) -> None:
     """Leave the process group, if there is one, together with the other processes; the last thing that a tool does.
 
     Left to the interpreter's exit, gloo's threads now and then abort a process whose work is done, and the launcher
@@ -162,10 +149,18 @@ def finish(launcher: str = 'none', status: int = 0) -> None:
     Args:
         launcher: Of ``--launcher``.
         status: The process ends with.
+        within: Seconds after which it ends even if the others have not come; for a process that was told to end, which
+            does not listen to further signals. None: it waits for them, up to the timeout of the process group.
 
     Raises:
         SystemExit: With the status, if it is not 0 and there is no launcher.
     """
+    if within is not None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        end = threading.Timer(within, os._exit, [status])
+        end.daemon = True
+        end.start()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

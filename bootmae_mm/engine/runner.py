@@ -8,11 +8,18 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner.base_loop import BaseLoop
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bootmae_mm.data import ImageFolder
 
 from .checks import check_agreement
+from .hooks.interruption import InterruptionHook
 from .loops import EpochLoop
 from .recovery import write_durably
 from .sharding import gathered_states, is_sharded
+
+UNREADABLE = 'unreadable_images.txt'
 
 
 class Runner(MMEngineRunner):
@@ -21,6 +28,7 @@ class Runner(MMEngineRunner):
     - A checkpoint is written under another name, synced, and renamed: its name never stands for half a file.
     - Loops by epoch are :class:`EpochLoop`, which resumes in the middle of an epoch.
     - Processes that come with different configs are refused.
+    - Unreadable images of an ``ImageFolder`` are named in ``unreadable_images.txt`` in the work_dir.
     - The weights of a divided model stay as its wrapper initialised them (mmengine would send all tensors from the
       first process to the others, which divided ones refuse), and are gathered for checkpoints.
     """
@@ -39,6 +47,24 @@ class Runner(MMEngineRunner):
     def _init_model_weights(self) -> None:
         if not is_sharded(self.model):
             super()._init_model_weights()
+
+    def train(self) -> nn.Module:
+        """Train; however it ends, the signals of the process are left as they were."""
+        try:
+            return super().train()
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, InterruptionHook):
+                    hook.stop()
+
+    def build_dataloader(self, dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:
+        """The loader that a config describes; its folders of images name unreadable ones in the work_dir.
+
+        Not by the config: paths longer than a line cost mmengine seconds each time it formats it.
+        """
+        loader = super().build_dataloader(dataloader, *args, **kwargs)
+        _name_unreadable(loader.dataset, Path(self.work_dir, UNREADABLE))
+        return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """The loop that a config describes."""
@@ -77,3 +103,12 @@ class Runner(MMEngineRunner):
             write_durably(part, Path(out_dir, filename))
         finally:
             part.unlink(missing_ok=True)
+
+
+def _name_unreadable(dataset: Any, file: Path) -> None:
+    """Tell every folder of images, those in other datasets too, where to name what cannot be read."""
+    if isinstance(dataset, ImageFolder):
+        dataset.unreadable_file = dataset.unreadable_file or str(file)
+    for inner in (getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())):
+        if inner is not None:
+            _name_unreadable(inner, file)

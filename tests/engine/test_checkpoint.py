@@ -1,6 +1,7 @@
 """Checkpoints of a Runner in this process: kept, refused, resumed inside an epoch."""
 
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -157,16 +158,32 @@ def test_an_interruption_waits_for_the_step_of_an_accumulation(tmp_path, image_f
                 signal.raise_signal(signal.SIGTERM)
 
     runner.register_hook(Ask())
-    with pytest.raises(Interrupted, match=r'go on with --resume from .*interrupted_4.pth'):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r'go on with --resume from .*interrupted_4.pth') as interrupted:
         runner.train()
     assert names(tmp_path / 'work') == ['interrupted_4.pth']
-    for name in ('SIGTERM', 'SIGINT'):
-        signal.signal(signal.Signals[name], signal.SIG_DFL if name == 'SIGTERM' else signal.default_int_handler)
+    assert interrupted.value.status == 75 and 60 < interrupted.value.left < 120
+    # Whoever called train() in a program of his own goes on: no handler is left, and no timer that ends the process.
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    hook = next(hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
+    hook._watch.join(10)
+    assert not hook._watch.is_alive()
 
 
-def test_signals_are_left_as_they_were(tmp_path, image_folder):
+@pytest.mark.parametrize('fails', [False, True])
+def test_signals_are_left_as_they_were(tmp_path, image_folder, fails):
     before = signal.getsignal(signal.SIGTERM)
-    make_runner(tmp_path, image_folder, {}, epochs=2).train()
+    runner = make_runner(tmp_path, image_folder, {}, epochs=2)
+
+    class Fail(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            assert signal.getsignal(signal.SIGTERM) is not before
+            if fails:
+                raise FloatingPointError('as asked')
+
+    runner.register_hook(Fail())
+    with pytest.raises(FloatingPointError, match='as asked') if fails else nullcontext():
+        runner.train()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

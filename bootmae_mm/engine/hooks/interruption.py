@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
@@ -26,11 +28,13 @@ class Interrupted(Exception):
     Args:
         path: Of the checkpoint.
         status: That the process is to end with.
+        left: Seconds of the grace time that are left to do so.
     """
 
-    def __init__(self, path: str, status: int) -> None:
+    def __init__(self, path: str, status: int, left: float) -> None:
         super().__init__(f'interrupted; go on with --resume from {path}')
         self.status = status
+        self.left = left
 
 
 @HOOKS.register_module()
@@ -73,6 +77,8 @@ class InterruptionHook(Hook):
         self.status = status
         self._asked: str | None = None
         self._saved: Path | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._watch = threading.Timer(grace, self._give_up)
 
     def before_train(self, runner: Runner) -> None:
         """Listen."""
@@ -86,7 +92,6 @@ class InterruptionHook(Hook):
         if get_world_size() > 1:
             timeout = runner.cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
             self._group = torch.distributed.new_group(backend='gloo', timeout=timedelta(seconds=timeout))
-        self._before = {}
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in self.signals}
 
@@ -96,8 +101,9 @@ class InterruptionHook(Hook):
             return
         if self._asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C: at once
-        self._asked = signal.Signals(number).name
-        if not self._watch.is_alive():
+        if self._asked is None:
+            self._asked = signal.Signals(number).name
+            self._deadline = time.monotonic() + self.grace
             self._watch.start()
 
     def _give_up(self) -> None:
@@ -125,7 +131,9 @@ class InterruptionHook(Hook):
         if is_main_process() and hook is not None:
             hook.finish_saving(runner, path, outdated=[])
         self._saved = path
-        raise Interrupted(str(path), self.status)
+        # A process that was not asked itself ends with the others.
+        left = self.grace if self._asked is None else max(self._deadline - time.monotonic(), 1.0)
+        raise Interrupted(str(path), self.status, left)
 
     def _agreed(self, steps: int) -> bool:
         """Whether to end now, the same in all processes."""
@@ -139,6 +147,14 @@ class InterruptionHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Listen no more: signals do what they did before, and nothing ends the process later.
+
+        A Runner calls it when its training ends by an error, too; mmengine's hooks do not hear of that.
+        """
         self._watch.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
