@@ -12,6 +12,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import numpy as np
 import pytest
 import torch
+from yapf.yapflib import yapf_api
 
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
@@ -21,6 +22,22 @@ TINY_ARCH = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=
 
 def pytest_addoption(parser):
     parser.addoption('--soak-minutes', type=float, default=60.0, help='length of the long training among the faults')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def remembered_texts():
+    """mmengine formats a Runner's config anew for every log, checkpoint and copy of it; here, once."""
+    texts: dict[str, tuple] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        plain = yapf_api.FormatCode
+
+        def remembered(text, **options):
+            if text not in texts:
+                texts[text] = plain(text, **options)
+            return texts[text]
+
+        patch.setattr(yapf_api, 'FormatCode', remembered)
+        yield
 
 
 @pytest.fixture(autouse=True)

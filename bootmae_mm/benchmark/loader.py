@@ -138,6 +138,7 @@ def build_loader(options: dict, batch: int, workers: int) -> DataLoader:
         batch_size=batch,
         num_workers=workers,
         persistent_workers=workers > 0,
+        timeout=options.get('timeout', 0) if workers else 0,
         pin_memory=torch.cuda.is_available(),
         sampler=dict(type='bootmae_mm.SeededSampler', shuffle=True),
     )

@@ -19,7 +19,7 @@ from tests.conftest import run_config
 
 def make_runner(tmp_path, image_folder, options, **arguments):
     config = run_config(tmp_path / 'config.py', image_folder, **arguments)
-    cfg = read_config(str(config), options, str(tmp_path / 'work'))
+    cfg = read_config(str(config), {'default_hooks.curves': None, **options}, str(tmp_path / 'work'))
     cfg.experiment_name = f'{tmp_path.name}_{len(list(tmp_path.iterdir()))}'
     prepare(cfg)
     return Runner.from_cfg(cfg)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from bootmae_mm.data.digit_scenes import write_scenes
 from tests.conftest import ROOT, run_config, write_images
 
 DIGITS = ROOT / 'configs/cls/bootmae_vitt_digits_knn.py'
@@ -58,6 +59,10 @@ class Reaches:
         return getattr, (HistoryBuffer, '__init__')
 
 
+SMALL = (
+    '--work-dir {work} --cfg-options data_root={scenes} train_cfg.max_epochs=1 train_dataloader.batch_size=4 '
+    'train_dataloader.num_workers=0'
+)
 # Ways in: {config} of pretraining, {harmful} checkpoint, {work} folder.
 WAYS = {
     'load_from': 'train.py {config} --work-dir {work} --cfg-options load_from={harmful}',
@@ -68,17 +73,20 @@ WAYS = {
     'convert': 'convert_official.py {harmful} {work}/converted.pth --to official',
     'knn': f'knn.py {DIGITS} {{harmful}} --cfg-options work_dir={{work}}',
     # BootMAEViT reads its weights by itself, other modules through mmengine.
-    'Pretrained': f'train.py {FINE_TUNED} --work-dir {{work}} --cfg-options '
-    'model.backbone.init_cfg.checkpoint={harmful} train_cfg.max_epochs=1',
-    'Pretrained by mmengine': f'train.py {FINE_TUNED} --work-dir {{work}} --cfg-options model.backbone.init_cfg=None '
-    'model.head.init_cfg.type=Pretrained model.head.init_cfg.checkpoint={harmful} model.head.init_cfg._delete_=True '
-    'train_cfg.max_epochs=1',
+    'Pretrained': f'train.py {FINE_TUNED} {SMALL} model.backbone.init_cfg.checkpoint={{harmful}}',
+    'Pretrained by mmengine': f'train.py {FINE_TUNED} {SMALL} model.backbone.init_cfg=None '
+    'model.head.init_cfg.type=Pretrained model.head.init_cfg.checkpoint={harmful} model.head.init_cfg._delete_=True',
 }
 
 
 def command(way, trained, harmful, tmp_path):
     config, _ = trained
-    values = dict(config=config, harmful=harmful, work=tmp_path / 'work', images=config.parent / 'images')
+    scenes = config.parent / 'scenes'
+    if '{scenes}' in WAYS[way] and not scenes.exists():
+        write_scenes(scenes, dict(training=8, validation=1), size=48)
+    values = dict(
+        config=config, harmful=harmful, work=tmp_path / 'work', images=config.parent / 'images', scenes=scenes
+    )
     (tmp_path / 'work').mkdir()
     return WAYS[way].format(**values).split()
 
