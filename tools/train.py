@@ -57,10 +57,17 @@ def configured(args: argparse.Namespace) -> Config:
 
 def train(cfg: Config) -> None:
     """Check all that can be checked before the first iteration, and train."""
-    from bootmae_mm.engine.checks import check_checkpoint, check_classes, check_loader, check_validation
+    from bootmae_mm.engine.checks import (
+        check_checkpoint,
+        check_classes,
+        check_loader,
+        check_settings,
+        check_validation,
+    )
     from bootmae_mm.engine.launch import prepare
     from bootmae_mm.engine.runner import Runner
 
+    check_settings(cfg)
     prepare(cfg)
     runner = Runner.from_cfg(cfg)
     check_loader(runner)

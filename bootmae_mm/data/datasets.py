@@ -14,6 +14,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from bootmae_mm.registry import DATASETS
+from bootmae_mm.values import number
 
 from .decoding import UnreadableImageError
 from .masking import MaskSampling
@@ -86,10 +87,8 @@ class ImageFolder(SeededDataset):
         unreadable_file: str = '',
         **kwargs: Any,
     ) -> None:
-        if not 0 <= max_unreadable <= 1:
-            raise ValueError(f'max_unreadable must be in [0, 1], but is {max_unreadable}')
         self.folder = folder
-        self.max_unreadable = max_unreadable
+        self.max_unreadable = number(max_unreadable, 'max_unreadable', least=0, most=1)
         self.extensions = tuple(extensions)
         self.max_images = max_images
         self.unreadable_file = unreadable_file

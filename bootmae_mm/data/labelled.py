@@ -8,6 +8,7 @@ import numpy as np
 from mmpretrain.datasets import CustomDataset
 
 from bootmae_mm.registry import DATASETS
+from bootmae_mm.values import number
 
 
 @DATASETS.register_module()
@@ -27,9 +28,7 @@ class LabelledFolder(CustomDataset):
     """
 
     def __init__(self, label_share: float = 1.0, seed: int = 0, **kwargs: Any) -> None:
-        if not isinstance(label_share, (int, float)) or not 0 < label_share <= 1:
-            raise ValueError(f'label_share must be in (0, 1], but is {label_share!r}')
-        self.label_share = label_share
+        self.label_share = number(label_share, 'label_share', above=0, most=1)
         self.seed = seed
         super().__init__(**kwargs)
 

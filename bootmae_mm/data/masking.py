@@ -10,6 +10,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from bootmae_mm.registry import TRANSFORMS
+from bootmae_mm.values import integer, number
 
 from ..models.tokens import to_pair
 
@@ -207,10 +208,11 @@ class MaskSampling(BaseTransform):
     ) -> None:
         self.grid = to_pair(grid_size, 'grid_size')
         patches = self.grid[0] * self.grid[1]
-        self.num_masked = round(ratio * patches)
+        self.num_masked = round(number(ratio, 'ratio', least=0, most=1) * patches)
         if not 0 < self.num_masked < patches:
             raise ValueError(
-                f'ratio {ratio} masks {self.num_masked} of {patches} patches; 0 < masked < {patches} is needed'
+                f'ratio {ratio} masks {self.num_masked} of the {patches} patches of grid_size {self.grid}; '
+                f'0 < masked < {patches} is needed'
             )
         if max(self.grid) > 64:
             raise ValueError(f'grid_size must be at most 64 rows and columns, but is {self.grid}')
@@ -218,19 +220,17 @@ class MaskSampling(BaseTransform):
             raise ValueError(f'strategy must be one of {", ".join(self.STRATEGIES)}, but is {strategy!r}')
         if num_blocked is None:
             num_blocked = round(patches * 120 / 196)
-        if strategy == 'mix' and not 0 < num_blocked < patches:
-            raise ValueError(f'num_blocked {num_blocked} must be in 1..{patches - 1}')
-        if strategy != 'random' and not 0 < min_block <= max_block:
-            raise ValueError(f'0 < min_block <= max_block is needed, but they are {min_block} and {max_block}')
-        if strategy != 'random' and (not 0 < min_aspect <= 1 or min(self.grid) < 2):
-            raise ValueError(
-                f'blocks need min_aspect in (0, 1] and two rows and columns, but there are {min_aspect} and {self.grid}'
-            )
-        if roll < 1:
-            raise ValueError(f'roll must be at least 1, but is {roll}')
-        if per_image < 1:
-            raise ValueError(f'per_image must be at least 1, but is {per_image}')
-        self.per_image = per_image
+        if strategy == 'mix':
+            integer(num_blocked, 'num_blocked', 1, patches - 1)
+        integer(min_block, 'min_block', least=1)
+        integer(max_block, 'max_block', least=1)
+        if strategy != 'random' and min_block > max_block:
+            raise ValueError(f'min_block <= max_block is needed, but they are {min_block} and {max_block}')
+        number(min_aspect, 'min_aspect', above=0, most=1)
+        if strategy != 'random' and min(self.grid) < 2:
+            raise ValueError(f'blocks need a grid_size of two rows and columns, but it is {self.grid}')
+        integer(roll, 'roll', least=1)
+        self.per_image = integer(per_image, 'per_image', least=1)
         self.strategy = strategy
         self.num_blocked = self.num_masked if strategy == 'block' else num_blocked
         self.block: dict = dict(min_block=min_block, max_block=max_block, min_aspect=min_aspect)

@@ -15,6 +15,7 @@ from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandom
 from torch.utils.data import default_collate
 
 from bootmae_mm.registry import FUNCTIONS, TRANSFORMS
+from bootmae_mm.values import integer, number
 
 from ..models.tokens import to_pair
 from .decoding import PILLOW_LIMIT, UnreadableImageError, decode
@@ -57,10 +58,11 @@ class LoadRGB(BaseTransform):
     ) -> None:
         if backend not in self.BACKENDS:
             raise ValueError(f'backend must be one of {", ".join(self.BACKENDS)}, but is {backend!r}')
-        if min_edge is not None and (min_edge < 1 or backend != 'auto'):
-            raise ValueError(f"min_edge must be positive, with backend 'auto', but is {min_edge} with {backend!r}")
-        if not 1 <= max_pixels <= PILLOW_LIMIT:
-            raise ValueError(f'max_pixels must be in 1..{PILLOW_LIMIT}, but is {max_pixels}')
+        if min_edge is not None:
+            integer(min_edge, 'min_edge', least=1)
+        if min_edge is not None and backend != 'auto':
+            raise ValueError(f"min_edge needs backend 'auto', but it is {backend!r}")
+        integer(max_pixels, 'max_pixels', 1, PILLOW_LIMIT)
         self.min_edge = min_edge
         self.max_pixels = max_pixels
         self.crop_size = None if crop_size is None else to_pair(crop_size, 'crop_size')
@@ -159,9 +161,7 @@ class RandomFlip(BaseTransform):
     """
 
     def __init__(self, prob: float = 0.5) -> None:
-        if not 0 <= prob <= 1:
-            raise ValueError(f'prob must be in [0, 1], but is {prob}')
-        self.prob = prob
+        self.prob = number(prob, 'prob', least=0, most=1)
 
     def transform(self, results: dict) -> dict:
         """Add ``flip``."""
@@ -180,9 +180,7 @@ class RandomShift(BaseTransform):
     """
 
     def __init__(self, most: int = 1) -> None:
-        if most < 0:
-            raise ValueError(f'the largest shift must be at least 0, but is {most}')
-        self.most = most
+        self.most = integer(most, 'most', least=0)
 
     def transform(self, results: dict) -> dict:
         """Shift the image."""
@@ -210,9 +208,7 @@ class Repeat(BaseTransform):
     """
 
     def __init__(self, times: int, transforms: list[dict]) -> None:
-        if times < 1:
-            raise ValueError(f'times must be at least 1, but is {times}')
-        self.times = times
+        self.times = integer(times, 'times', least=1)
         self.pipeline = Compose(transforms)
 
     def transform(self, results: dict) -> list[dict]:

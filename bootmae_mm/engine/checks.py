@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.fileio import load
 from mmengine.registry import DATASETS
@@ -14,8 +14,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bootmae_mm.interop.checkpoint import load_file
+from bootmae_mm.values import integer
 
 from .hooks.teacher import unwrapped
+from .launch import LOADERS
 
 
 def check_agreement(text: str, what: str) -> None:
@@ -39,6 +41,27 @@ def check_agreement(text: str, what: str) -> None:
                 f'process {rank} of {get_world_size()} has {what} other than process 0: '
                 f'{differing.strip()!r} instead of {first.strip()!r}'
             )
+
+
+def check_settings(cfg: Config) -> None:
+    """Check numbers of a config that mmengine and torch use without a look at them, or refuse without a name.
+
+    Args:
+        cfg: Whole.
+
+    Raises:
+        ValueError: On the first that makes no sense, with its key.
+    """
+    least = {
+        'train_cfg': dict(max_epochs=1, max_iters=1, val_begin=0, val_interval=1),
+        'optim_wrapper': dict(accumulative_counts=1),
+        **{name: dict(batch_size=1, num_workers=0) for name in LOADERS},
+    }
+    for part, numbers in least.items():
+        for key, smallest in numbers.items():
+            value = (cfg.get(part) or {}).get(key)
+            if value is not None:
+                integer(value, f'{part}.{key}', least=smallest)
 
 
 def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:

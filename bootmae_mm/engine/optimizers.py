@@ -15,6 +15,7 @@ from torch import nn
 
 from bootmae_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from bootmae_mm.registry import OPTIM_WRAPPERS as BOOTMAE_OPTIM_WRAPPERS
+from bootmae_mm.values import number
 
 
 @BOOTMAE_OPTIM_WRAPPERS.register_module()
@@ -74,6 +75,9 @@ class GroupedOptimWrapperConstructor:
         self.no_decay = tuple(given.get('no_decay', ('pos_embed', 'cls_token')))
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
+        for key in ('lr', 'weight_decay', 'eps'):
+            if key in self.optimizer_cfg:
+                number(self.optimizer_cfg[key], f'optimizer.{key}', least=0)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay applies to a parameter."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bootmae_mm.interop.encoder import load_encoder
 from bootmae_mm.registry import MODELS
+from bootmae_mm.values import number
 
 from .tokens import loss_weights, take_tokens
 
@@ -100,8 +101,8 @@ class BootMAE(BaseModel):
             )
         self.teacher_norm = teacher_norm
         self.weight_mask = weight_mask
-        self.pixel_weight = pixel_weight
-        self.feature_weight = feature_weight
+        self.pixel_weight = number(pixel_weight, 'pixel_weight', least=0)
+        self.feature_weight = number(feature_weight, 'feature_weight', least=0)
 
     def _build_teacher(self, backbone: dict, teacher: dict | None) -> nn.Module:
         """A copy of the student, or the frozen encoder that ``teacher`` describes."""
@@ -267,6 +268,6 @@ class BootMAE(BaseModel):
         if kept + masked != rows * columns or not 0 < masked < rows * columns:
             raise ValueError(
                 f'{kept} kept and {masked} masked patches do not fit an image of {rows} x {columns} '
-                f'= {rows * columns} patches: 0 < masked < {rows * columns} is needed, and grid_size in '
-                '`masking` of the dataset must be that of the backbone'
+                f'= {rows * columns} patches (img_size over patch_size): 0 < masked < {rows * columns} is needed, and '
+                'grid_size in `masking` of the dataset must be that of the backbone'
             )

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bootmae_mm.interop.encoder import load_encoder
 from bootmae_mm.registry import MODELS
+from bootmae_mm.values import integer, number
 
 from .block import EncoderBlock
 from .relative_position import RelativePositionBias
@@ -86,6 +87,7 @@ class BootMAEViT(VisionTransformer):
     ) -> None:
         self._check_arch(arch)
         self.grid_size = patch_grid(img_size, patch_size)
+        number(kwargs.get('drop_path_rate', 0.0), 'drop_path_rate', least=0, below=1)
         super().__init__(
             arch=arch, img_size=to_pair(img_size, 'img_size'), patch_size=patch_size, init_cfg=init_cfg, **kwargs
         )
@@ -99,9 +101,7 @@ class BootMAEViT(VisionTransformer):
         self.with_cp = with_cp
         self._make_blocks(self._block_indices(global_blocks, 'global_blocks'))
         self.pos_embed = nn.Parameter(self._fixed_pos_embed(), requires_grad=learn_pos_embed)
-        if not -1 <= frozen_stages <= self.num_layers:
-            raise ValueError(f'frozen_stages must be in -1..{self.num_layers}, but is {frozen_stages}')
-        self.frozen_stages = frozen_stages
+        self.frozen_stages = integer(frozen_stages, 'frozen_stages', -1, self.num_layers)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         if frozen_stages >= 0:
@@ -118,28 +118,33 @@ class BootMAEViT(VisionTransformer):
         needed = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
         if not isinstance(arch, dict) or not needed <= set(arch):
             raise ValueError(f'a custom arch is a dict with {", ".join(sorted(needed))}, but is {arch!r}')
-        bad = {key: arch[key] for key in sorted(needed) if not isinstance(arch[key], int) or arch[key] < 1}
-        if bad:
-            raise ValueError(f'arch needs positive ints, but has {bad}')
+        for key in sorted(needed):
+            integer(arch[key], f'arch.{key}', least=1)
+        if arch['embed_dims'] % 4:
+            raise ValueError(
+                f'embed_dims {arch["embed_dims"]} is not divisible by 4, as the sine-cosine position embedding needs'
+            )
         if arch['embed_dims'] % arch['num_heads']:
             raise ValueError(f'embed_dims {arch["embed_dims"]} is not divisible by num_heads {arch["num_heads"]}')
 
     def _block_indices(self, indices: int | Sequence[int], name: str) -> list[int]:
         """Indices of blocks, counted from the front and sorted."""
-        given = [indices] if isinstance(indices, int) else list(indices)
-        if not all(isinstance(index, int) and -self.num_layers <= index < self.num_layers for index in given):
+        given = list(indices) if isinstance(indices, Sequence) else [indices]
+        try:
+            for index in given:
+                integer(index, name, -self.num_layers, self.num_layers - 1)
+        except ValueError as error:
             raise ValueError(
                 f'{name} {indices!r} must be blocks in 0..{self.num_layers - 1} or, from the end, '
                 f'-{self.num_layers}..-1'
-            )
+            ) from error
         blocks = sorted({index % self.num_layers for index in given})
         if len(blocks) < len(given):
             raise ValueError(f'{name} {indices!r} names a block twice')
         return blocks
 
     def _make_blocks(self, global_blocks: list[int]) -> None:
-        if not isinstance(self.window_size, int) or self.window_size < 0:
-            raise ValueError(f'window_size must be an int of 0 (no windows) or more, but is {self.window_size!r}')
+        integer(self.window_size, 'window_size', least=0)
         if self.window_size and self.with_cls_token:
             raise ValueError('windows have no place for a class token: set with_cls_token=False beside window_size')
         if global_blocks and not self.window_size:

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
+from bootmae_mm.values import number
 
 from .tokens import take_patches, weighted_mse
 
@@ -94,7 +95,7 @@ class BootMAEFeatureHead(BaseModule):
     def __init__(self, in_channels: int, out_channels: int, eps: float = 1e-6, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.projection = nn.Linear(in_channels, out_channels)
-        self.eps = eps
+        self.eps = number(eps, 'eps', above=0)
 
     def init_weights(self) -> None:
         """Xavier-uniform weight, zero bias, as the authors do."""

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
+from bootmae_mm.values import integer, number
 
 from .attention import DecoderAttention
 from .tokens import sincos_pos_embed, take_tokens
@@ -84,8 +85,6 @@ class TargetAwareDecoder(BaseModule):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f'the depth of a decoder must be at least 1, but is {depth}')
         self.width = width
         self.context_block = context_block
         self.embed = nn.Linear(embed_dims, width)
@@ -179,8 +178,9 @@ class BootMAENeck(BaseModule):
                 )
             options = {**self.DEFAULTS[name], **options}
             options['context_block'] = self._block(options['context_block'], num_layers, name)
-            options['width'] = options['width'] or embed_dims
-            options['num_heads'] = options['num_heads'] or num_heads
+            options['width'] = embed_dims if options['width'] is None else options['width']
+            options['num_heads'] = num_heads if options['num_heads'] is None else options['num_heads']
+            self._check(options, f'neck.{name}')
             self.decoders[name] = TargetAwareDecoder(embed_dims, grid_size=grid_size, **options)
 
     @staticmethod
@@ -188,11 +188,19 @@ class BootMAENeck(BaseModule):
         """The index from the front, checked."""
         if index is None:
             return None
-        if not -num_layers <= index < num_layers:
+        return integer(index, f'neck.{name}.context_block', -num_layers, num_layers - 1) % num_layers
+
+    @staticmethod
+    def _check(options: dict, name: str) -> None:
+        width = integer(options['width'], f'{name}.width', least=4)
+        if width % 4:
+            raise ValueError(f'{name}.width {width} is not divisible by 4, as the sine-cosine position embedding needs')
+        integer(options['depth'], f'{name}.depth', least=1)
+        integer(options['num_heads'], f'{name}.num_heads', 1, width)
+        if number(options['mlp_ratio'], f'{name}.mlp_ratio', above=0) * width < 1:
             raise ValueError(
-                f'context_block {index} of the {name} decoder is not a block of an encoder with {num_layers}'
+                f'{name}.mlp_ratio {options["mlp_ratio"]} leaves the MLP of a width of {width} without units'
             )
-        return index % num_layers
 
     @property
     def widths(self) -> dict[str, int]:

@@ -6,9 +6,13 @@ patches are meant, and nothing is ever put back in image order (attention does n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bootmae_mm.values import integer
 
 
 def to_pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
@@ -17,10 +21,12 @@ def to_pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
     Raises:
         ValueError: If ``size`` is neither; the message starts with ``name``.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in pair):
-        raise ValueError(f'{name} must be a positive int or a pair (height, width) of them, but is {size!r}')
-    return pair
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    try:
+        height, width = (integer(edge, name, least=1) for edge in pair)
+    except ValueError as error:
+        raise ValueError(f'{name} must be a positive int or a pair of them, but is {size!r}') from error
+    return height, width
 
 
 def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
@@ -30,8 +36,7 @@ def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, i
         ValueError: If the image is not divisible by the patch.
     """
     height, width = to_pair(img_size, 'img_size')
-    if not isinstance(patch_size, int) or patch_size < 1:
-        raise ValueError(f'patch_size must be a positive int, but is {patch_size!r}')
+    integer(patch_size, 'patch_size', least=1)
     if height % patch_size or width % patch_size:
         raise ValueError(f'img_size {height}x{width} is not divisible by patch_size {patch_size}')
     return height // patch_size, width // patch_size

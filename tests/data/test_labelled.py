@@ -35,5 +35,5 @@ def test_a_share_of_the_labels_of_each_class(folder):
 
 @pytest.mark.parametrize('share', [0, -1, 1.5, 'all'])
 def test_impossible_shares(folder, share):
-    with pytest.raises(ValueError, match='label_share must be in'):
+    with pytest.raises(ValueError, match='label_share must be a number'):
         labels(folder, label_share=share)

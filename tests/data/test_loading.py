@@ -336,9 +336,9 @@ def test_flips_of_mmcv_are_not_done_twice():
         (lambda: RandomResizedCrop(scale=4, interpolation='lanczos'), 'interpolation must be'),
         (lambda: RandomResizedCrop(scale=0), 'scale must be'),
         (lambda: RandomFlip(prob=2), 'prob must be'),
-        (lambda: Repeat(times=0, transforms=[]), 'times must be at least 1'),
-        (lambda: LoadRGB(min_edge=0), 'min_edge must be positive'),
-        (lambda: LoadRGB(min_edge=5, backend='pillow'), "with backend 'auto'"),
+        (lambda: Repeat(times=0, transforms=[]), 'times must be an int >= 1'),
+        (lambda: LoadRGB(min_edge=0), 'min_edge must be an int >= 1'),
+        (lambda: LoadRGB(min_edge=5, backend='pillow'), "min_edge needs backend 'auto'"),
     ],
 )
 def test_impossible_crops_and_flips(make, message):

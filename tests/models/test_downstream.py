@@ -239,7 +239,7 @@ def test_frozen_stages():
         (dict(out_indices=(0.5,)), 'out_indices'),
         (dict(out_indices=()), 'out_indices names no block'),
         (dict(out_indices=(2, -1)), 'names a block twice'),
-        (dict(frozen_stages=4), 'frozen_stages must be in -1..3'),
+        (dict(frozen_stages=4), r'frozen_stages must be an int in -1\.\.3'),
         (dict(window_size=2), 'with_cls_token=False'),
         (dict(window_size=-1, with_cls_token=False), 'window_size must be'),
         (dict(global_blocks=(0,)), 'mean nothing without window_size'),

@@ -74,8 +74,8 @@ def test_initial_weights():
     [
         (dict(pixel=None, feature=None), 'both are None'),
         (dict(pixel=dict(widht=8)), 'unknown option'),
-        (dict(pixel=dict(context_block=3)), 'not a block'),
-        (dict(feature=dict(context_block=-4)), 'not a block'),
+        (dict(pixel=dict(context_block=3)), 'context_block must be an int in'),
+        (dict(feature=dict(context_block=-4)), 'context_block must be an int in'),
         (dict(pixel=dict(depth=0)), 'depth'),
         (dict(pixel=dict(width=18)), 'divisible by 4'),
     ],

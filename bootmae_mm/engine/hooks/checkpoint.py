@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
+from bootmae_mm.values import integer
 
 from ..recovery import name_last
 from ..sharding import divide_states, is_sharded
@@ -40,9 +41,9 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def __init__(self, *args: object, keep_every: int | None = None, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        if keep_every is not None and keep_every < 1:
-            raise ValueError(f'keep_every must be at least 1, but is {keep_every}')
-        self.keep_every = keep_every
+        integer(self.interval, 'interval')
+        integer(self.max_keep_ckpts, 'max_keep_ckpts')
+        self.keep_every = None if keep_every is None else integer(keep_every, 'keep_every', least=1)
 
     def before_train(self, runner: Runner) -> None:
         """Find the folder, and see whether there is room in it."""

@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
+from bootmae_mm.values import integer, number
 
 from .checkpoint import CheckpointHook
 
@@ -66,15 +67,12 @@ class InterruptionHook(Hook):
         status: int = 75,
     ) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
-        if unknown or grace <= 0 or interval < 1 or not 1 <= status <= 125:
-            raise ValueError(
-                f'signals, grace > 0, interval >= 1 and status in 1..125 are needed, but are {tuple(signals)}, '
-                f'{grace}, {interval} and {status}'
-            )
+        if unknown:
+            raise ValueError(f'signals must be names such as SIGTERM, but there is {unknown}')
         self.signals = [signal.Signals[name] for name in signals]
-        self.grace = grace
-        self.interval = interval
-        self.status = status
+        self.grace = number(grace, 'grace', above=0)
+        self.interval = integer(interval, 'interval', least=1)
+        self.status = integer(status, 'status', 1, 125)
         self._asked: str | None = None
         self._saved: Path | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -155,6 +153,6 @@ class InterruptionHook(Hook):
         A Runner calls it when its training ends by an error, too; mmengine's hooks do not hear of that.
         """
         self._watch.cancel()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
         self._before = {}

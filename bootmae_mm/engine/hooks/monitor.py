@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from bootmae_mm.registry import HOOKS
+from bootmae_mm.values import integer, number
 
 SKIPPED = 'skipped_steps'  # in the message hub, and so in checkpoints
+# Of a loss of float16: gradients that fit at no larger scale would not at a smaller one either.
+LEAST_SCALE = 2.0**-14
 
 
 @HOOKS.register_module()
@@ -30,7 +33,8 @@ class MonitorHook(RuntimeInfoHook):
     ``memory``, the largest resident size of the main process in MB.
 
     A loss or gradient that is not finite in any process stops all of them: at the next fetch, and always before a
-    checkpoint is written, so that no checkpoint comes after one. (With a loss scaler, gradients are its business.)
+    checkpoint is written, so that no checkpoint comes after one. (With a loss scaler, which skips such steps by
+    itself, the run stops once the scale has fallen so far that no gradient will fit.)
 
     Args:
         history: Iterations that are kept of every logged value, for averages; mmengine keeps a million, copies all of
@@ -47,15 +51,9 @@ class MonitorHook(RuntimeInfoHook):
     """
 
     def __init__(self, history: int = 1000, max_skipped: int = 0, min_target_std: float = 0.02) -> None:
-        if history < 1:
-            raise ValueError(f'history must be at least 1, but is {history}')
-        if max_skipped < 0 or min_target_std < 0:
-            raise ValueError(
-                f'max_skipped and min_target_std must not be negative, but are {max_skipped} and {min_target_std}'
-            )
-        self.history = history
-        self.max_skipped = max_skipped
-        self.min_target_std = min_target_std
+        self.history = integer(history, 'history', least=1)
+        self.max_skipped = integer(max_skipped, 'max_skipped', least=0)
+        self.min_target_std = number(min_target_std, 'min_target_std', least=0)
 
     def before_train(self, runner: Runner) -> None:
         """Find the logger's interval and listen to the optimizer."""
@@ -137,9 +135,16 @@ class MonitorHook(RuntimeInfoHook):
         for iteration, values in pending:
             numbers = {name: next(fetched) if isinstance(value, Tensor) else value for name, value in values.items()}
             self._check(runner, iteration, numbers)
-            for name, number in numbers.items():
-                if math.isfinite(number) or not self._skips:  # else the averages would not be, for a while
-                    runner.message_hub.update_scalar(f'train/{name}', number)
+            for name, value in numbers.items():
+                if math.isfinite(value) or not self._skips:  # else the averages would not be, for a while
+                    runner.message_hub.update_scalar(f'train/{name}', value)
+        if scaled := getattr(runner.optim_wrapper, 'loss_scaler', None):
+            scale = scaled.get_scale()
+            if scale < LEAST_SCALE:
+                raise FloatingPointError(
+                    f'the loss scale of float16 has fallen to {scale:.3g} by iteration {runner.iter + 1}: gradients '
+                    'are not finite in every step, and none is taken'
+                )
         for buffer in runner.message_hub.log_scalars.values():
             buffer.max_length = self.history
         if not torch.cuda.is_available():

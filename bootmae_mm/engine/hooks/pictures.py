@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
+from bootmae_mm.values import integer
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
 
 from ..sharding import gathered_parameters, is_sharded
@@ -30,10 +31,8 @@ class ReconstructionHook(Hook):
     priority = 'LOW'
 
     def __init__(self, interval: int = 20, num_images: int = 4) -> None:
-        if interval < 1 or num_images < 1:
-            raise ValueError(f'interval and num_images must be at least 1, but are {interval} and {num_images}')
-        self.interval = interval
-        self.num_images = num_images
+        self.interval = integer(interval, 'interval', least=1)
+        self.num_images = integer(num_images, 'num_images', least=1)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bootmae_mm.registry import HOOKS
+from bootmae_mm.values import number
 
 from ..schedules import feature_weight, piecewise_linear
 
@@ -38,6 +39,8 @@ def ema_update(teacher: Sequence[Tensor], student: Sequence[Tensor], decay: floa
     """
     if teacher and isinstance(teacher[0], DTensor):  # divided alike: every process moves its share
         teacher, student = ([cast(DTensor, value).to_local() for value in values] for values in (teacher, student))
+    if not teacher:  # all of the student is frozen
+        return
     # The form that is exact where both are equal, so that fixed position embeddings stay what they are.
     torch._foreach_lerp_(list(teacher), list(student), 1.0 - decay)
 
@@ -73,9 +76,15 @@ class BootMAEEMAHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, decay: Sequence[tuple[float, float]] = ((0, 0.999), (100, 0.9999))) -> None:
-        if any(not 0 <= value <= 1 for _, value in decay):
-            raise ValueError(f'decay must be in [0, 1], but is {decay}')
-        piecewise_linear(0, decay)  # checks the rest
+        if not isinstance(decay, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in decay):
+            raise ValueError(f'decay must be a list of (epoch, value), but is {decay!r}')
+        for epoch, value in decay:
+            number(epoch, 'epoch of decay')
+            number(value, 'value of decay', least=0, most=1)
+        try:
+            piecewise_linear(0, decay)  # checks the rest
+        except ValueError as error:
+            raise ValueError(f'decay: {error}') from error
         self.milestones = decay
         self.decay = decay[0][1]
         self._stepped = False
@@ -126,10 +135,8 @@ class FeatureWeightHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, weight: float = 1.0, ramp: float = 0.25) -> None:
-        if weight < 0 or not 0 <= ramp <= 1:
-            raise ValueError(f'weight >= 0 and ramp in [0, 1] are needed, but are {weight} and {ramp}')
-        self.weight = weight
-        self.ramp = ramp
+        self.weight = number(weight, 'weight', least=0)
+        self.ramp = number(ramp, 'ramp', least=0, most=1)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Set the weight in the model and log it."""
