@@ -124,22 +124,53 @@ def uninterrupted(tmp_path_factory):
     return end
 
 
+def kill_and_resume(process, config, work_dir, wanted):
+    """Kill a run now; the same command with --resume then ends with the bits of the run that was not killed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (work_dir / f'iter_{STEPS}.pth').exists(), 'it was too fast to be killed'
+    left = list(work_dir.glob('.iter_*.part'))
+    status, said = run(config, work_dir, '--resume')
+    assert status == 0, said[-3000:]
+    assert_equal(wanted, work_dir / f'iter_{STEPS}.pth')
+    assert not list(work_dir.glob('.*.part'))
+    return left
+
+
 @pytest.mark.fault
 @tries(short=1, long=20)
 def test_killed_at_a_random_moment(tmp_path, uninterrupted, number):
-    """Bit for bit the run that was not killed: inside an epoch, with workers and accumulation, while saving too."""
+    """Inside an epoch, with workers and accumulation."""
     config, wanted = uninterrupted(1)
     dice = random.Random(number)
     process = start(config, tmp_path / 'work')
     wait_for(process, tmp_path / 'work', dice.randint(1, STEPS - 2))
     time.sleep(dice.uniform(0, 0.05))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / f'work/iter_{STEPS}.pth').exists(), 'it was too fast to be killed'
-    status, said = run(config, tmp_path / 'work', '--resume')
-    assert status == 0, said[-3000:]
-    assert_equal(wanted, tmp_path / f'work/iter_{STEPS}.pth')
-    assert not list((tmp_path / 'work').glob('.*.part'))
+    kill_and_resume(process, config, tmp_path / 'work', wanted)
+
+
+@pytest.mark.fault
+@tries(short=1, long=5)
+def test_killed_while_a_checkpoint_is_written(tmp_path, uninterrupted, number):
+    """Half a file is there, and the name that it would have got is not."""
+    config, wanted = uninterrupted(1)
+    work_dir = tmp_path / 'work'
+    process = start(config, work_dir)
+    wait_for(process, work_dir, 2 + 4 * number)
+    limit = time.monotonic() + 60
+    while not list(work_dir.glob('.iter_*.part')) and time.monotonic() < limit:
+        pass
+    (left,) = kill_and_resume(process, config, work_dir, wanted)
+    assert left.name.startswith('.iter_')
+
+
+@pytest.mark.fault
+@tries(short=0, long=5)
+def test_killed_between_epochs(tmp_path, uninterrupted, number):
+    config, wanted = uninterrupted(1)
+    process = start(config, tmp_path / 'work')
+    wait_for(process, tmp_path / 'work', 4 * (number + 1))  # the last of an epoch is logged
+    kill_and_resume(process, config, tmp_path / 'work', wanted)
 
 
 @pytest.mark.fault
