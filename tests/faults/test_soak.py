@@ -39,6 +39,7 @@ def ends(values):
 
 @pytest.mark.fault
 @pytest.mark.long
+@pytest.mark.timeout(0)
 def test_an_hour_of_training(tmp_path, request):
     """One sample every ten seconds; the slopes are of straight lines through those after the warm-up."""
     seconds = 60 * request.config.getoption('--soak-minutes')
