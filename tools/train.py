@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,13 @@ def train(cfg: Config) -> None:
     check_validation(runner)
     if cfg.load_from:
         check_checkpoint(runner, cfg.load_from, complete=cfg.resume)
-    runner.train()
+    try:
+        runner.train()
+    except (EOFError, ConnectionResetError, BrokenPipeError):
+        # A worker of the loader died as it sent a batch. Why, torch says in a moment: it hears of dead workers by a
+        # signal, and raises then, here or wherever the program is.
+        time.sleep(5)
+        raise
 
 
 def main() -> None:
@@ -105,15 +112,13 @@ def main() -> None:
         finish(args.launcher, interrupted.status, interrupted.left)
     except pickle.UnpicklingError as error:  # of what mmengine reads by itself
         raise SystemExit(f'error: a checkpoint does not load safely: {reason_of(error)}') from error
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is None and not isinstance(error, (ValueError, TypeError, OSError, EOFError, FloatingPointError)):
+            raise  # a defect, or out of memory
         # The traceback for whoever needs it, and below it one clear line.
         traceback.print_exc()
-        raise SystemExit(f'error: {str(error).strip().splitlines()[-1]}') from None
-    except RuntimeError as error:
-        if cause_of(error) is None:
-            raise
-        traceback.print_exc()
-        raise SystemExit(f'error: {cause_of(error)}') from None
+        raise SystemExit(f'error: {cause or (str(error) or repr(error)).strip().splitlines()[-1]}') from None
     finally:
         if held is not None:
             held.close()

@@ -173,9 +173,26 @@ def finish(launcher: str = 'none', status: int = 0, within: float | None = None)
         raise SystemExit(status)
 
 
-def cause_of(error: RuntimeError) -> str | None:
-    """What torch reports where a worker of the loader or another process is gone, in one line; else None."""
+def cause_of(error: BaseException) -> str | None:
+    """What is reported where a worker of the loader or another process is gone, in one line; else None.
+
+    torch raises the death of a worker out of a signal handler, so anywhere: what was running then may turn it into an
+    error of its own, which still has it as its context.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if cause := _cause_of_one(link):
+            return cause
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _cause_of_one(error: BaseException) -> str | None:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ''
+    if isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError)) and not text.startswith('Caught'):
+        return 'a worker of the loader has died as it sent a batch, often for lack of memory; set num_workers lower'
+    if not isinstance(error, RuntimeError):
+        return None
     if text.startswith('DataLoader timed out'):
         return f'{text} (timeout of the dataloader): a worker hangs, perhaps in a file system that does not answer'
     if text.startswith('DataLoader worker'):

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import run_config, write_images
 from tests.faults.test_interruptions import start
 
-WARM_UP = 0.2  # share of the time that is left out: caches fill, allocators find their size
+WARM_UP = 12.0  # minutes that are left out: caches fill, allocators find their size
 
 
 def children(pid):
@@ -43,6 +43,8 @@ def ends(values):
 def test_an_hour_of_training(tmp_path, request):
     """One sample every ten seconds; the slopes are of straight lines through those after the warm-up."""
     seconds = 60 * request.config.getoption('--soak-minutes')
+    warm_up = 60 * WARM_UP / seconds
+    assert warm_up < 1, f'--soak-minutes must be more than {WARM_UP}'
     config = run_config(
         tmp_path / 'config.py',
         write_images(tmp_path / 'images', 256, size=(100, 130)),
@@ -81,10 +83,10 @@ def test_an_hour_of_training(tmp_path, request):
             )
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=100) == 75, (tmp_path / 'out').read_text()[-3000:]
-    hours, main, workers, files, worker_files, count = np.array(samples[int(WARM_UP * len(samples)) :]).T
+    hours, main, workers, files, worker_files, count = np.array(samples[int(warm_up * len(samples)) :]).T
     (log,) = work_dir.glob('*/vis_data/scalars.json')
     times = [entry['time'] for entry in map(json.loads, log.read_text().splitlines()) if 'time' in entry]
-    steps = np.array(times[int(WARM_UP * len(times)) :]) * 1e3
+    steps = np.array(times[int(warm_up * len(times)) :]) * 1e3
     done = int(next(work_dir.glob('interrupted_*.pth')).stem.split('_')[1])
     report = {
         'minutes': seconds / 60,

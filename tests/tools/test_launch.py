@@ -4,7 +4,7 @@ from mmengine import Config
 from mmengine.runner import Runner
 
 from bootmae_mm.engine.checks import check_checkpoint, check_loader, check_same_classes
-from bootmae_mm.engine.launch import finish, prepare, read_config, use_amp
+from bootmae_mm.engine.launch import cause_of, finish, prepare, read_config, use_amp
 from tests.conftest import ROOT, run_config
 
 
@@ -111,3 +111,30 @@ def test_processes_leave_their_group(tmp_path):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     finish()
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ('error', 'cause'),
+    [
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 'signal: Killed'),
+        (RuntimeError('DataLoader timed out after 5 seconds'), 'a worker hangs'),
+        (EOFError(), 'has died as it sent a batch'),
+        (ConnectionResetError(104, 'Connection reset by peer'), 'has died as it sent a batch'),
+        (RuntimeError('[gloo] Connection closed by peer'), 'another process has died'),
+        (EOFError('Caught EOFError in DataLoader worker process 0.'), None),
+        (RuntimeError('shapes do not fit'), None),
+        (ValueError('DataLoader worker'), None),
+    ],
+)
+def test_causes_of_broken_runs(error, cause):
+    found = cause_of(error)
+    assert found is None if cause is None else cause in found
+
+
+def test_a_cause_is_found_behind_the_error_that_it_was_turned_into():
+    with pytest.raises(SyntaxError) as error:
+        try:
+            raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
+        except RuntimeError:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904
+    assert 'signal: Killed' in cause_of(error.value)
