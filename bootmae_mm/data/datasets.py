@@ -122,10 +122,11 @@ class ImageFolder(SeededDataset):
         for line in path.read_text(encoding='utf-8').splitlines():
             name, _, label = line.strip().rpartition(' ')
             names.append(name if name and label.isdigit() else line.strip())
-        outside = [name for name in names if os.path.isabs(name) or Path(os.path.normpath(name)).parts[0] == '..']
+        names = [name for name in names if name]
+        outside = [name for name in names if os.path.isabs(name) or Path(os.path.normpath(name)).parts[:1] == ('..',)]
         if outside:
             raise ValueError(f'{len(outside)} of the paths in {path} lead out of {root}, such as {outside[0]}')
-        return [str(root / name) for name in names if name]
+        return [str(root / name) for name in names]
 
     def __getitem__(self, idx: int) -> dict | list[dict]:
         """The sample at ``idx``, or the next readable one."""
@@ -161,9 +162,12 @@ class ImageFolder(SeededDataset):
         known = file.read_text(encoding='utf-8').splitlines() if file.is_file() else []
         path = _printable(error.path)
         if not any(line.startswith(f'{path}\t') for line in known):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with open(file, 'a', encoding='utf-8') as out:  # in one piece, for other processes add to it too
-                out.write(f'{path}\t{_printable(error.reason)}\n')
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with open(file, 'a', encoding='utf-8') as out:  # in one piece, for other processes add to it too
+                    out.write(f'{path}\t{_printable(error.reason)}\n')
+            except OSError as full:  # the log has it
+                print_log(f'{file} cannot be written: {full}', logger='current', level=40)
 
 
 def _printable(text: str) -> str:

@@ -81,8 +81,8 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
     named = folder / LAST
     if named.is_file():
         last = Path(named.read_text(encoding='utf-8').strip())
-        # A work_dir may have moved since; its files are looked for where it is now.
-        last = last if last.is_file() else folder / last.name
+        # A work_dir may have moved since, or be a copy; its files are looked for where it is now.
+        last = folder / last.name if (folder / last.name).is_file() else last
         if last.is_file():
             found = [last] + [path for path in found if path.resolve() != last.resolve()]
     found = [path for path in found if path.stat().st_mtime >= since]
@@ -146,11 +146,13 @@ def lock(work_dir: str | Path, restarted: bool = False) -> IO:
     file = open(folder / '.lock', 'a+', encoding='utf-8')  # noqa: SIM115  open as long as the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         file.seek(0)
         holder = file.read().strip()
         file.close()
         raise ValueError(f'another run ({holder}) uses {folder}; name another --work-dir') from None
+    except OSError as error:
+        print_log(f'no lock on {folder}: its file system has none ({error})', logger='current', level=30)
     # Workers of the loader outlive a killed run by seconds; the lock is not theirs.
     os.register_at_fork(after_in_child=file.close)
     file.truncate(0)

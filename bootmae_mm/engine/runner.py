@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from bootmae_mm.data import ImageFolder
 
 from .checks import check_agreement
-from .hooks.interruption import InterruptionHook
+from .hooks.interruption import InterruptionHook, heed_only_the_parent
 from .loops import EpochLoop
 from .recovery import write_durably
 from .sharding import gathered_states, is_sharded
@@ -64,6 +65,7 @@ class Runner(MMEngineRunner):
         """
         loader = super().build_dataloader(dataloader, *args, **kwargs)
         _name_unreadable(loader.dataset, Path(self.work_dir, UNREADABLE))
+        loader.worker_init_fn = partial(heed_only_the_parent, loader.worker_init_fn)
         return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -72,6 +74,12 @@ class Runner(MMEngineRunner):
             options = {name: value for name, value in loop.items() if name != 'by_epoch'}
             return EpochLoop(**options, runner=self, dataloader=self._train_dataloader)
         return super().build_train_loop(loop)
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict:
+        """Load; without the config that MMCV's old runners noted, which mmengine would run as Python on resume."""
+        checkpoint = super().load_checkpoint(*args, **kwargs)
+        checkpoint.get('meta', {}).pop('config', None)
+        return checkpoint
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint; all processes must call.

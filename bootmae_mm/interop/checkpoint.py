@@ -186,6 +186,20 @@ def _literal(node: ast.expr) -> Any:  # noqa: ANN401
     return ast.literal_eval(node)
 
 
+def _check_types(node: Any) -> None:  # noqa: ANN401
+    """Refuse types that are no registered components: mmengine imports and calls whatever a dotted name stands for."""
+    if isinstance(node, dict):
+        kind = node.get('type', '')
+        if not isinstance(kind, str) or '.' in kind.removeprefix('bootmae_mm.'):
+            raise ValueError(
+                f'the config in the checkpoint asks for {kind!r}, which may be any code; name a config with --config'
+            )
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            _check_types(value)
+
+
 def load_model(path: str | Path, config: str | Path | None = None) -> tuple[nn.Module, Config]:
     """Build a pretraining model and fill it from a checkpoint of this project; every weight must come from it.
 
@@ -205,7 +219,11 @@ def load_model(path: str | Path, config: str | Path | None = None) -> tuple[nn.M
     checkpoint = load_file(path)
     if config is not None and not Path(config).is_file():
         raise FileNotFoundError(f'no config {config}')
-    cfg = config_of(checkpoint) if config is None else Config.fromfile(config)
+    if config is None:
+        cfg = config_of(checkpoint)
+        _check_types(cfg.get('model'))
+    else:
+        cfg = Config.fromfile(config)
     model = MODELS.build(cfg.model)
     try:
         model.load_state_dict(checkpoint.get('state_dict', checkpoint))

@@ -1,6 +1,8 @@
 """What a run begins with: which checkpoint is whole, the latest, and this run's own."""
 
+import errno
 import os
+import shutil
 import time
 
 import pytest
@@ -102,3 +104,20 @@ def test_a_restart_goes_on_from_its_own_run_only(tmp_path):
     assert (tmp_path / 'work/.started').stat().st_mtime_ns == began
     assert start(tmp_path, restarted=True) == (newer, True)
     assert start(tmp_path, older, restarted=True) == (newer, True)
+
+
+def test_a_copied_folder_goes_on_from_its_own_files(tmp_path):
+    original = save(tmp_path / 'a/epoch_1.pth')
+    name_last(tmp_path / 'a', original)
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    assert latest_checkpoint(tmp_path / 'b') == tmp_path / 'b/epoch_1.pth'
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr('fcntl.flock', refuse)
+    lock(tmp_path).close()
+    assert (tmp_path / '.started').exists()

@@ -191,11 +191,21 @@ def test_two_processes_killed_together(tmp_path, uninterrupted, number):
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    ('name', 'processes'),
-    [('SIGTERM', 1), pytest.param('SIGINT', 1, marks=pytest.mark.long), pytest.param('SIGTERM', 2)],
+    ('name', 'processes', 'whom'),
+    [
+        ('SIGTERM', 1, 'group'),
+        pytest.param('SIGTERM', 1, 'process', marks=pytest.mark.long),
+        pytest.param('SIGINT', 1, 'process', marks=pytest.mark.long),
+        ('SIGTERM', 2, 'process'),
+        pytest.param('SIGTERM', 2, 'launcher'),
+    ],
 )
-def test_told_to_end(tmp_path, uninterrupted, name, processes):
-    """A checkpoint right there, status 75, and the next start goes on from it."""
+def test_told_to_end(tmp_path, uninterrupted, name, processes, whom):
+    """A checkpoint right there, status 75, and the next start goes on from it.
+
+    The signal goes to the process alone, to its workers too (as schedulers do), or to torchrun, which sends it on to
+    all of them.
+    """
     if processes > 1 and torch.cuda.is_available():
         pytest.skip('runs gloo processes on a machine without GPUs')
     config, wanted = uninterrupted(processes)
@@ -203,7 +213,11 @@ def test_told_to_end(tmp_path, uninterrupted, name, processes):
     process = start(config, work_dir, processes=processes)
     wait_for(process, work_dir, 5)
     number = signal.Signals[name]
-    if processes == 1:
+    if whom == 'group':
+        os.killpg(process.pid, number)
+    elif whom == 'launcher':
+        os.kill(int(Path(f'/proc/{ranks(process)[0]}/stat').read_text().rsplit(')')[1].split()[1]), number)
+    elif processes == 1:
         process.send_signal(number)
     else:  # to one of the two
         os.kill(ranks(process)[-1], number)

@@ -138,3 +138,22 @@ def test_a_run_does_not_go_on_from_it_by_itself(trained, harmful, made, tmp_path
     status, _, message = run_tool('train.py', *arguments)
     assert status == 0, message
     assert not made.exists()
+
+
+def test_no_code_of_a_config_in_a_checkpoint_is_run(trained, made, tmp_path, run_tool):
+    """mmengine would run the text that MMCV's old runners left there; and build whatever a dotted type names."""
+    config, good = trained
+    checkpoint = torch.load(good, weights_only=False)
+    checkpoint['meta']['config'] = f'import os\nos.makedirs({str(made)!r})'
+    torch.save(checkpoint, tmp_path / 'old.pth')
+    options = ['--work-dir', tmp_path / 'work', '--resume', tmp_path / 'old.pth']
+    status, _, message = run_tool('train.py', config, *options, '--cfg-options', 'train_cfg.max_epochs=2')
+    assert status == 0 and not made.exists(), message
+    for kind in ('os.makedirs', 'mmengine.mkdir_or_exist'):
+        checkpoint['meta']['cfg'] = (
+            f'model = dict(neck=[dict(type={kind!r}, name={str(made)!r})], type="bootmae_mm.BootMAE")'
+        )
+        torch.save(checkpoint, tmp_path / 'typed.pth')
+        out = tmp_path / 'picture.png'
+        status, _, message = run_tool('reconstruct.py', tmp_path / 'typed.pth', config.parent / 'images', '--out', out)
+        assert status == 1 and not made.exists() and f'asks for {kind!r}' in message

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,28 @@ class Interrupted(Exception):
         super().__init__(f'interrupted; go on with --resume from {path}')
         self.status = status
         self.left = left
+
+
+def heed_only_the_parent(worker_init_fn: Callable[[int], None] | None, worker: int) -> None:
+    """Start of a loader's worker: SIGTERM of others than the main process is not for it.
+
+    torchrun, and schedulers, send the signal to whole groups of processes. A worker that ended by it would take the
+    main process along, in the middle of the checkpoint that it writes.
+
+    Args:
+        worker_init_fn: Of the loader; called too.
+        worker: Number of the worker.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_the_parent, daemon=True).start()
+    if worker_init_fn is not None:
+        worker_init_fn(worker)
+
+
+def _wait_for_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # as torch's own handler does
 
 
 @HOOKS.register_module()
@@ -94,7 +116,7 @@ class InterruptionHook(Hook):
             self._before = {number: signal.signal(number, self._ask) for number in self.signals}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        # Workers of the loader inherit this; they go on until the loader ends them.
+        # Workers of the loader inherit this.
         if os.getpid() != self._process:
             return
         if self._asked is not None and number == signal.SIGINT:
