@@ -102,7 +102,7 @@ def main() -> None:
         # Held until this process ends, however it ends.
         held = lock(cfg.work_dir, restarted) if first else None
         choose_start(cfg, args.resume, restarted)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f'error: {error}') from error
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import IO
@@ -84,7 +85,11 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
         # A work_dir may have moved since, or be a copy; its files are looked for where it is now.
         last = folder / last.name if (folder / last.name).is_file() else last
         if last.is_file():
-            found = [last] + [path for path in found if path.resolve() != last.resolve()]
+            # Those written after the note, by a run that could not change it, come first.
+            noted = named.stat().st_mtime_ns
+            later = [path for path in found if path.stat().st_mtime_ns > noted and not _is_earlier(path, last)]
+            rest = [path for path in found if path not in later and path.resolve() != last.resolve()]
+            found = [*later, last, *rest]
     found = [path for path in found if path.stat().st_mtime >= since]
     for path in found:
         reason = damage(path)
@@ -97,6 +102,12 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
             'to start anew, use another --work-dir'
         )
     return None
+
+
+def _is_earlier(path: Path, last: Path) -> bool:
+    """By number, where both count the same thing: copies of files may have any time."""
+    here, there = (re.fullmatch(r'(.*?)(\d+)', name.stem) for name in (path, last))
+    return bool(here and there and here[1] == there[1] and int(here[2]) <= int(there[2]))
 
 
 def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner.base_loop import BaseLoop
+from mmengine.visualization import Visualizer
+from mmengine.visualization.vis_backend import BaseVisBackend, TensorboardVisBackend
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,6 +25,7 @@ from .recovery import write_durably
 from .sharding import gathered_states, is_sharded
 
 UNREADABLE = 'unreadable_images.txt'
+RECORDS = ('add_config', 'add_graph', 'add_image', 'add_scalar', 'add_scalars', 'close')
 
 
 class Runner(MMEngineRunner):
@@ -30,6 +35,7 @@ class Runner(MMEngineRunner):
     - Loops by epoch are :class:`EpochLoop`, which resumes in the middle of an epoch.
     - Processes that come with different configs are refused.
     - Unreadable images of an ``ImageFolder`` are named in ``unreadable_images.txt`` in the work_dir.
+    - Where scalars and pictures cannot be written (a full disk), an error is logged and training goes on.
     - The weights of a divided model stay as its wrapper initialised them (mmengine would send all tensors from the
       first process to the others, which divided ones refuse), and are gathered for checkpoints.
     """
@@ -57,6 +63,15 @@ class Runner(MMEngineRunner):
             for hook in self.hooks:
                 if isinstance(hook, InterruptionHook):
                     hook.stop()
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """The visualizer that a config describes; what it cannot write does not end the run."""
+        built = super().build_visualizer(visualizer)
+        for backend in built._vis_backends.values():
+            # Visualizers live as long as the process: this one may be an earlier Runner's.
+            for name in set(RECORDS) - set(vars(backend)):
+                setattr(backend, name, _forgiving(backend, getattr(backend, name)))
+        return built
 
     def build_dataloader(self, dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:
         """The loader that a config describes; its folders of images name unreadable ones in the work_dir.
@@ -120,3 +135,19 @@ def _name_unreadable(dataset: Any, file: Path) -> None:
     for inner in (getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())):
         if inner is not None:
             _name_unreadable(inner, file)
+
+
+def _forgiving(backend: BaseVisBackend, method: Callable) -> Callable:
+    """A method of a backend that logs an error where the file system refuses."""
+
+    @wraps(method)
+    def forgiving(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except OSError as error:
+            print_log(f'{type(backend).__name__} could not write, training goes on: {error}', 'current', level=40)
+            if isinstance(backend, TensorboardVisBackend):
+                # Its writer has ended for good; the next call opens another one.
+                backend._env_initialized = False
+
+    return forgiving

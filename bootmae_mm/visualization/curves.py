@@ -28,8 +28,11 @@ def read_scalars(work_dir: str | Path, run: str = '*') -> list[dict]:
     """
     by_step: dict[int, dict] = {}
     for path in sorted(Path(work_dir).glob(f'{run}/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
+        for line in path.read_text(errors='replace').splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # half a line, of a run that was killed or found the disk full
+                continue
             if 'loss' in entry and 'step' in entry:
                 by_step[entry['step']] = entry
     return [by_step[step] for step in sorted(by_step)]

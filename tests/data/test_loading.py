@@ -168,7 +168,7 @@ def test_folder_finds_images_at_any_depth_and_a_list_restricts_them(image_folder
     assert len(ImageFolder(data_root=str(image_folder), pipeline=[])) == 8
     assert len(ImageFolder(data_root=str(image_folder), folder='part1', pipeline=[])) == 4
     assert len(ImageFolder(data_root=str(image_folder), pipeline=[], max_images=3)) == 3
-    (tmp_path / 'list.txt').write_text('part0/image 2.png\npart1/image 3.png 17\n')
+    (tmp_path / 'list.txt').write_text('part0/image 2.png\n\n  \npart1/image 3.png 17\n\n')
     listed = ImageFolder(data_root=str(image_folder), ann_file=str(tmp_path / 'list.txt'), pipeline=[])
     assert [listed.get_data_info(i)['img_path'] for i in range(len(listed))] == [
         str(image_folder / 'part0/image 2.png'),

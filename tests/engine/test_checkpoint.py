@@ -123,7 +123,8 @@ def test_the_best_goes_once_a_better_one_is_safe(tmp_path, image_folder, metrics
 
 
 def test_a_full_disk_while_the_last_one_is_named(tmp_path, image_folder, monkeypatch):
-    runner = make_runner(tmp_path, image_folder, {}, epochs=3)
+    """The checkpoints are there, the oldest goes as ever, and a later start finds the newest."""
+    runner = make_runner(tmp_path, image_folder, {'default_hooks.checkpoint.max_keep_ckpts': 2}, epochs=3)
     named = []
 
     def full(work_dir, path):
@@ -133,6 +134,8 @@ def test_a_full_disk_while_the_last_one_is_named(tmp_path, image_folder, monkeyp
     monkeypatch.setattr('bootmae_mm.engine.hooks.checkpoint.name_last', full)
     runner.train()
     assert named == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth'] and runner.epoch == 3
+    assert names(tmp_path / 'work') == ['epoch_2.pth', 'epoch_3.pth']
+    assert latest_checkpoint(tmp_path / 'work') == tmp_path / 'work/epoch_3.pth'
 
 
 @pytest.mark.parametrize(('saved', 'status'), [(None, 1), (Path('interrupted_3.pth'), 75)])

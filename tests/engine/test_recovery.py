@@ -113,6 +113,26 @@ def test_a_copied_folder_goes_on_from_its_own_files(tmp_path):
     assert latest_checkpoint(tmp_path / 'b') == tmp_path / 'b/epoch_1.pth'
 
 
+def test_a_checkpoint_whose_note_could_not_be_written_is_the_latest(tmp_path):
+    """By number and by time; an older one that was copied later is not, nor is one of an earlier run."""
+    last = save(tmp_path / 'iter_20.pth')
+    name_last(tmp_path, last)
+    named = (tmp_path / 'last_checkpoint').stat().st_mtime
+
+    def at(name, seconds):
+        path = save(tmp_path / name)
+        os.utime(path, (named + seconds, named + seconds))
+        return path
+
+    at('iter_10.pth', 5)
+    at('iter_99.pth', -5)
+    assert latest_checkpoint(tmp_path) == last
+    later = at('iter_30.pth', 1)
+    assert latest_checkpoint(tmp_path) == later
+    interrupted = at('interrupted_25.pth', 2)
+    assert latest_checkpoint(tmp_path) == interrupted
+
+
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     def refuse(*_):

@@ -37,9 +37,9 @@ def command(config, work_dir, *arguments, processes=1, options=OPTIONS):
     return [str(part) for part in (*tool, '--work-dir', work_dir, *arguments, '--cfg-options', *options)]
 
 
-def start(*arguments, restarts=0, stdout=subprocess.PIPE, environment=None, **options):
+def start(*arguments, restarts=0, stdout=subprocess.PIPE, environment=None, prefix=(), **options):
     return subprocess.Popen(
-        command(*arguments, **options),
+        [*prefix, *command(*arguments, **options)],
         cwd=ROOT,
         env={**ENVIRONMENT, 'PORT': free_port(), 'MAX_RESTARTS': str(restarts), **(environment or {})},
         stdout=stdout,
@@ -197,7 +197,8 @@ def test_two_processes_killed_together(tmp_path, uninterrupted, number):
         pytest.param('SIGTERM', 1, 'process', marks=pytest.mark.long),
         pytest.param('SIGINT', 1, 'process', marks=pytest.mark.long),
         ('SIGTERM', 2, 'process'),
-        pytest.param('SIGTERM', 2, 'launcher'),
+        ('SIGTERM', 2, 'launcher'),
+        pytest.param('SIGINT', 2, 'launcher', marks=pytest.mark.long),
     ],
 )
 def test_told_to_end(tmp_path, uninterrupted, name, processes, whom):
@@ -210,7 +211,9 @@ def test_told_to_end(tmp_path, uninterrupted, name, processes, whom):
         pytest.skip('runs gloo processes on a machine without GPUs')
     config, wanted = uninterrupted(processes)
     work_dir = tmp_path / 'work'
-    process = start(config, work_dir, processes=processes)
+    # The processes look often whether another one was told: the run is short.
+    options = [*OPTIONS, 'default_hooks.interruption.interval=0.05']
+    process = start(config, work_dir, processes=processes, options=options)
     wait_for(process, work_dir, 5)
     number = signal.Signals[name]
     if whom == 'group':
@@ -305,6 +308,65 @@ def test_disk_full_while_saving(tmp_path, uninterrupted):
     assert_equal(wanted, work_dir / f'iter_{STEPS}.pth')
     assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / f'iter_{STEPS}.pth')
     assert not list(work_dir.glob('.*.part'))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Of a size: a folder, and a command to run things in a space of mounts where that folder is a disk of its own."""
+
+    def make(size):
+        folder = tmp_path / 'disk'
+        folder.mkdir()
+        mount = f'mount -t tmpfs -o size={size} tmpfs {folder} && exec "$@"'
+        prefix = ['unshare', '--mount', '--map-root-user', 'sh', '-c', mount, 'sh']
+        if subprocess.run([*prefix, 'true'], capture_output=True, check=False).returncode:
+            pytest.skip('this machine allows no mounts of its own; test_disk_full_while_saving stands for it')
+        return folder, prefix
+
+    return make
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ('size', 'message'), [('16k', 'No space left'), ('1m', 'the training is over, but ')], ids=['start', 'end']
+)
+def test_disk_too_small(tmp_path, uninterrupted, small_disk, size, message):
+    """For anything; for the run's second checkpoint, which would be its last: an end with status 1 and one line."""
+    config, _ = uninterrupted(1)
+    folder, prefix = small_disk(size)
+    options = ['default_hooks.checkpoint.interval=3', 'default_hooks.checkpoint.max_keep_ckpts=1']
+    status, said = run(config, folder / 'work', prefix=prefix, options=options)
+    last = said.splitlines()[-1]
+    assert status == 1 and last.startswith('error: ') and message in last, said[-3000:]
+
+
+@pytest.mark.fault
+def test_disk_without_a_byte(tmp_path, uninterrupted, small_disk):
+    """Neither checkpoints nor log, scalars and pictures can be written for a while; the run goes on to the same end."""
+    config, wanted = uninterrupted(1)
+    folder, prefix = small_disk('40m')
+    process = start(config, folder / 'work', prefix=prefix, options=[*OPTIONS, 'default_hooks.logger.interval=1'])
+    # The first process of the command becomes the run: its root shows its mounts.
+    work_dir = Path(f'/proc/{process.pid}/root{folder}/work')
+    wait_for(process, work_dir, 5)
+    filler = work_dir / 'filler'
+    with open(filler, 'wb', buffering=0) as file, pytest.raises(OSError, match='No space left'):
+        while True:
+            file.write(bytes(4096))
+    seen = 0
+    while seen < 6 and process.poll() is None:
+        seen += 'training goes on' in process.stdout.readline()
+    assert seen == 6
+    filler.unlink()
+    kept = os.open(work_dir, os.O_RDONLY)  # the disk is gone with the process else
+    said, _ = process.communicate(timeout=200)
+    work_dir = Path(f'/proc/self/fd/{kept}')
+    try:
+        assert process.returncode == 0, said[-3000:]
+        assert said.count('TensorboardVisBackend could not write') < 4, 'it must write again'
+        assert_equal(wanted, work_dir / f'iter_{STEPS}.pth')
+    finally:
+        os.close(kept)
 
 
 def test_two_runs_in_one_folder(tmp_path, config, run_tool):

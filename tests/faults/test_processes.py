@@ -72,6 +72,28 @@ def test_one_process_of_two_stands_still(tmp_path, image_folder):
     assert not any(os.path.exists(f'/proc/{pid}') for pid in both)
 
 
+@pytest.mark.fault
+@on_cpu
+def test_told_to_end_while_it_waits_for_another_process(tmp_path, image_folder):
+    """It can write no checkpoint, and does not hear of the signal in Python: it ends with the grace time."""
+    config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
+    options = [*OPTIONS, 'default_hooks.interruption.grace=3']
+    process = start(config, tmp_path / 'work', processes=2, options=options)
+    wait_for(process, tmp_path / 'work', 5)
+    stopped, waiting = ranks(process)
+    os.kill(stopped, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(waiting, signal.SIGTERM)
+    began = time.monotonic()
+    while os.path.exists(f'/proc/{waiting}') and time.monotonic() < began + 30:
+        time.sleep(0.01)
+    ended = time.monotonic() - began
+    os.kill(stopped, signal.SIGKILL)
+    said = finish(process, 60)
+    assert 2.9 < ended < 8
+    assert 'SIGTERM: no checkpoint was written within 3 s; ending now' in said, said[-3000:]
+
+
 def node(rank, config, work_dir, address, port, *prefix):
     """One of two machines, with one process."""
     options = [f'env_cfg.dist_cfg.timeout={TIMEOUT}', *OPTIONS]

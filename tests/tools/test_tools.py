@@ -194,6 +194,12 @@ def test_dist_train_says_what_is_wrong(arguments, message):
     assert status == 2 and message in err
 
 
+def test_restarts_are_for_one_node():
+    """Each node counts its own: one that begins anew beside one that goes on would lose the run silently."""
+    status, _, err = shell(ROOT / 'tools/dist_train.sh', 'config.py', 1, NNODES='2', MAX_RESTARTS='1')
+    assert status == 2 and 'error: MAX_RESTARTS is for one node; on several, start again with --resume' in err
+
+
 def fake_python(tmp_path, gpus):
     """An interpreter that reports some GPUs and shows what it is asked to run."""
     path = tmp_path / 'python'

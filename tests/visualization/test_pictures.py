@@ -70,7 +70,8 @@ def test_curves_of_a_resumed_run(tmp_path):
             dict(step=step, loss=step * (2.0 if run > '20260102' else 1.0), lr=0.1, ema_decay=0.99) for step in steps
         ]
         lines.append({'val/loss': 3.0, 'step': 9})
-        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+        half = '{"loss": 2.0, "st'  # the disk was full, or the run was killed
+        (folder / 'scalars.json').write_text('\n'.join([*map(json.dumps, lines), half]))
     scalars = read_scalars(tmp_path)
     assert [(entry['step'], entry['loss']) for entry in scalars] == [(1, 1.0), (2, 2.0), (3, 6.0), (4, 8.0)]
     assert len(read_scalars(tmp_path, run='20260101_000000')) == 3

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.values import integer
 
-from ..recovery import name_last
+from ..recovery import LAST, name_last
 from ..sharding import divide_states, is_sharded
 from .teacher import unwrapped
 
@@ -25,6 +25,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     - An old checkpoint, the best one too, is removed once the new one is safe, not before.
     - If a checkpoint cannot be written (a full disk), training goes on with an error in the log; the last one stays.
+      Where that was the last one of the run, the run ends with an error.
     - Weights that are not finite are never saved.
     - Before training, the disk must have room for a checkpoint.
     - A model that is divided among processes (FSDP) is saved whole, and divided as it is loaded.
@@ -35,7 +36,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     Raises:
         ValueError: If ``keep_every`` is less than 1.
-        OSError: Before training, if the disk has no room for a checkpoint.
+        OSError: Before training, if the disk has no room for a checkpoint; after it, if the last one is not written.
         FloatingPointError: If a weight is not finite.
     """
 
@@ -43,6 +44,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().__init__(*args, **kwargs)
         integer(self.interval, 'interval')
         integer(self.max_keep_ckpts, 'max_keep_ckpts')
+        self._unwritten: str | None = None
         self.keep_every = None if keep_every is None else integer(keep_every, 'keep_every', least=1)
 
     def before_train(self, runner: Runner) -> None:
@@ -88,11 +90,20 @@ class CheckpointHook(MMEngineCheckpointHook):
                 backend_args=self.backend_args,
                 **self.args,
             )
-            if is_main_process():
-                self.finish_saving(runner, path, outdated)
         except OSError as error:
             runner.logger.error(f'the checkpoint {path} could not be written, training goes on: {error}')
             self._note(runner, *before)
+            self._unwritten = f'{path} could not be written: {error}'
+            return
+        self._unwritten = None
+        if is_main_process():
+            self.finish_saving(runner, path, outdated)
+
+    def after_train(self, runner: Runner) -> None:
+        """What mmengine does; and an error if what was trained last is lost."""
+        super().after_train(runner)
+        if self._unwritten:
+            raise OSError(f'the training is over, but {self._unwritten}; with --resume it goes on from the one before')
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
@@ -154,12 +165,19 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def finish_saving(self, runner: Runner, path: Path, outdated: list[int]) -> None:
         """Name a checkpoint as the last one, and remove what it replaces."""
-        name_last(runner.work_dir, path)
-        self._remove(outdated)
-        # What was written when an earlier part of the run was interrupted.
-        for interrupted in Path(self.out_dir).glob('interrupted_*.pth'):
-            if interrupted != path:
-                interrupted.unlink(missing_ok=True)
+        try:
+            name_last(runner.work_dir, path)
+        except OSError as error:
+            # A later start finds the checkpoint by its number and time.
+            runner.logger.error(f'{path} is written, but {LAST} could not be: {error}')
+        try:
+            self._remove(outdated)
+            # What was written when an earlier part of the run was interrupted.
+            for interrupted in Path(self.out_dir).glob('interrupted_*.pth'):
+                if interrupted != path:
+                    interrupted.unlink(missing_ok=True)
+        except OSError as error:
+            runner.logger.error(f'an old checkpoint could not be removed: {error}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put whole tensors in place of this process's shares; refuse what is not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -48,14 +49,17 @@ def heed_only_the_parent(worker_init_fn: Callable[[int], None] | None, worker: i
         worker_init_fn: Of the loader; called too.
         worker: Number of the worker.
     """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.set_wakeup_fd(-1)  # it would write into the main process's pipe
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_the_parent, daemon=True).start()
+    threading.Thread(target=_wait_for, args=(parent.pid,), daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker)
 
 
-def _wait_for_the_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _wait_for(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)  # as torch's own handler does
 
@@ -71,8 +75,9 @@ class InterruptionHook(Hook):
     Args:
         signals: Names of the signals.
         grace: Seconds from the signal to the end; after that the process ends as it is, with status 1 if no checkpoint
-            was written.
-        interval: Of several processes: steps of the optimizer between two looks whether another one got the signal.
+            was written. (torchrun allows 30 where the signal went to it, and kills then.)
+        interval: Of several processes: seconds, about, between two looks whether another one got the signal; at least
+            a step of the optimizer.
         status: The process ends with once it has saved itself; 75 is "temporary failure, try again" (EX_TEMPFAIL).
 
     Raises:
@@ -85,7 +90,7 @@ class InterruptionHook(Hook):
         self,
         signals: Sequence[str] = ('SIGTERM', 'SIGINT'),
         grace: float = 120.0,
-        interval: int = 10,
+        interval: float = 1.0,
         status: int = 75,
     ) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
@@ -93,27 +98,46 @@ class InterruptionHook(Hook):
             raise ValueError(f'signals must be names such as SIGTERM, but there is {unknown}')
         self.signals = [signal.Signals[name] for name in signals]
         self.grace = number(grace, 'grace', above=0)
-        self.interval = integer(interval, 'interval', least=1)
+        self.interval = number(interval, 'interval', above=0)
         self.status = integer(status, 'status', 1, 125)
         self._asked: str | None = None
         self._saved: Path | None = None
         self._before: dict[signal.Signals, Any] = {}
-        self._watch = threading.Timer(grace, self._give_up)
 
     def before_train(self, runner: Runner) -> None:
         """Listen."""
         self._asked = self._saved = None
         self._process = os.getpid()
         self._runner = runner
-        self._watch = threading.Timer(self.grace, self._give_up)
-        self._watch.daemon = True
+        self._next_look = 0
+        self._last_look: tuple[int, float] | None = None
         # Over the CPU: nothing waits for a GPU.
         self._group = None
         if get_world_size() > 1:
             timeout = runner.cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
             self._group = torch.distributed.new_group(backend='gloo', timeout=timedelta(seconds=timeout))
-        if threading.current_thread() is threading.main_thread():
+        if self.signals and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in self.signals}
+            self._listen()
+
+    def _listen(self) -> None:
+        """Start a thread that ends the process once the grace time is over.
+
+        It hears of signals by a pipe, at once: :meth:`_ask` runs only once the main thread is back from what it waits
+        for, such as a collective operation whose other processes are dead.
+        """
+        self._ended = threading.Event()
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._heard_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._watch = threading.Thread(target=self._end_in_time, args=(reading, self._ended), daemon=True)
+        self._watch.start()
+
+    def _end_in_time(self, reading: int, ended: threading.Event) -> None:
+        with open(reading, 'rb', buffering=0) as pipe:
+            while heard := pipe.read(1)[0]:
+                if heard in self.signals and not ended.wait(self.grace):
+                    self._give_up(signal.Signals(heard).name)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         # Workers of the loader inherit this.
@@ -124,11 +148,10 @@ class InterruptionHook(Hook):
         if self._asked is None:
             self._asked = signal.Signals(number).name
             self._deadline = time.monotonic() + self.grace
-            self._watch.start()
 
-    def _give_up(self) -> None:
+    def _give_up(self, asked: str) -> None:
         what = f'saved {self._saved}, but did not end' if self._saved else 'no checkpoint was written'
-        self._runner.logger.error(f'{self._asked}: {what} within {self.grace} s; ending now')
+        self._runner.logger.error(f'{asked}: {what} within {self.grace} s; ending now')
         os._exit(self.status if self._saved else 1)
 
     def after_train_iter(
@@ -159,10 +182,16 @@ class InterruptionHook(Hook):
         """Whether to end now, the same in all processes."""
         if self._group is None:
             return self._asked is not None
-        if steps % self.interval:
+        if steps < self._next_look:
             return False
-        asked = torch.tensor(float(self._asked is not None))
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._group)
+        now = time.monotonic()
+        before, then = self._last_look or (steps, now - self.interval)
+        self._last_look = steps, now
+        # With the time of a step, so that all look again after the same one.
+        news = torch.tensor([float(self._asked is not None), (now - then) / max(steps - before, 1)])
+        torch.distributed.all_reduce(news, torch.distributed.ReduceOp.MAX, group=self._group)
+        asked, seconds = news.tolist()
+        self._next_look = steps + max(1, int(self.interval / seconds))
         return bool(asked)
 
     def after_train(self, runner: Runner) -> None:
@@ -174,7 +203,12 @@ class InterruptionHook(Hook):
 
         A Runner calls it when its training ends by an error, too; mmengine's hooks do not hear of that.
         """
-        self._watch.cancel()
+        if not self._before:
+            return
+        self._ended.set()
+        signal.set_wakeup_fd(self._heard_before)
+        os.write(self._writing, b'\0')  # its thread ends; closing is not enough, workers of the loader have it open
+        os.close(self._writing)
         for which, handler in self._before.items():
             signal.signal(which, handler)
         self._before = {}

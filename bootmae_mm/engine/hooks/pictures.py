@@ -76,6 +76,12 @@ class CurvesHook(Hook):
     def after_run(self, runner: Runner) -> None:
         """Draw the scalars that the visualizer left in the work_dir."""
         scalars = read_scalars(runner.work_dir, run='*' if runner._resume else runner.timestamp)
-        if scalars:
-            path = draw_curves(scalars, Path(runner.work_dir) / 'curves.png')
+        if not scalars:
+            return
+        path = Path(runner.work_dir) / 'curves.png'
+        try:
+            draw_curves(scalars, path)
+        except OSError as error:
+            runner.logger.error(f'{path} could not be written: {error}')
+        else:
             runner.logger.info(f'curves: {path}')
