@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pickle
 import time
@@ -105,6 +106,8 @@ def main() -> None:
     except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f'error: {error}') from error
 
+    # Where the disk is full: the console has each line of the log, and needs no traceback with each.
+    logging.raiseExceptions = False
     try:
         train(cfg)
         finish(args.launcher)

@@ -1,9 +1,11 @@
 """What the Runner does beside mmengine's: unreadable images are named in the work_dir."""
 
 import pytest
+import torch
 
-from bootmae_mm.engine.runner import UNREADABLE
+from bootmae_mm.engine.runner import UNREADABLE, Runner
 from tests.engine.test_checkpoint import make_runner
+from tests.tools.test_tools import free_port
 
 
 @pytest.mark.parametrize('workers', [0, 1])
@@ -27,3 +29,31 @@ def test_a_file_of_the_config_is_kept(tmp_path, image_folder):
     options = {'train_dataloader.dataset.unreadable_file': str(own), 'train_dataloader.dataset.max_unreadable': 0.5}
     make_runner(tmp_path, image_folder, options, epochs=2).train()
     assert own.is_file() and not (tmp_path / 'work' / UNREADABLE).exists()
+
+
+class FullDisk(Runner):
+    """What matters of a Runner where the first process cannot write."""
+
+    def __init__(self):
+        self.model = torch.nn.Identity()
+
+    def _write(self, out_dir, filename):
+        raise OSError(28, 'No space left on device')
+
+
+def save_on_a_full_disk(rank, port, folder):
+    torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    try:
+        FullDisk().save_checkpoint(folder, 'epoch_1.pth')
+    except OSError as error:
+        (folder / f'said_{rank}').write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='forks processes, which CUDA refuses')
+def test_all_processes_hear_that_the_first_could_not_write(tmp_path):
+    """Otherwise one ends with an error while the others go on to wait for it."""
+    arguments = (free_port(), tmp_path)
+    torch.multiprocessing.start_processes(save_on_a_full_disk, arguments, nprocs=2, start_method='fork')
+    said = [(tmp_path / f'said_{rank}').read_text() for rank in range(2)]
+    assert said == ['[Errno 28] No space left on device'] * 2

@@ -330,7 +330,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize(
     ('size', 'message'), [('16k', 'No space left'), ('1m', 'the training is over, but ')], ids=['start', 'end']
 )
-def test_disk_too_small(tmp_path, uninterrupted, small_disk, size, message):
+def test_disk_too_small(uninterrupted, small_disk, size, message):
     """For anything; for the run's second checkpoint, which would be its last: an end with status 1 and one line."""
     config, _ = uninterrupted(1)
     folder, prefix = small_disk(size)
@@ -341,11 +341,15 @@ def test_disk_too_small(tmp_path, uninterrupted, small_disk, size, message):
 
 
 @pytest.mark.fault
-def test_disk_without_a_byte(tmp_path, uninterrupted, small_disk):
+@pytest.mark.parametrize('processes', [pytest.param(1, marks=pytest.mark.long), 2])
+def test_disk_without_a_byte(uninterrupted, small_disk, processes):
     """Neither checkpoints nor log, scalars and pictures can be written for a while; the run goes on to the same end."""
-    config, wanted = uninterrupted(1)
+    if processes > 1 and torch.cuda.is_available():
+        pytest.skip('runs gloo processes on a machine without GPUs')
+    config, wanted = uninterrupted(processes)
     folder, prefix = small_disk('40m')
-    process = start(config, folder / 'work', prefix=prefix, options=[*OPTIONS, 'default_hooks.logger.interval=1'])
+    options = [*OPTIONS, 'default_hooks.logger.interval=1']
+    process = start(config, folder / 'work', prefix=prefix, options=options, processes=processes)
     # The first process of the command becomes the run: its root shows its mounts.
     work_dir = Path(f'/proc/{process.pid}/root{folder}/work')
     wait_for(process, work_dir, 5)
@@ -353,10 +357,10 @@ def test_disk_without_a_byte(tmp_path, uninterrupted, small_disk):
     with open(filler, 'wb', buffering=0) as file, pytest.raises(OSError, match='No space left'):
         while True:
             file.write(bytes(4096))
-    seen = 0
-    while seen < 6 and process.poll() is None:
-        seen += 'training goes on' in process.stdout.readline()
-    assert seen == 6
+    lines = []
+    while sum('training goes on' in line for line in lines) < 6 and process.poll() is None:
+        lines.append(process.stdout.readline())
+    assert process.poll() is None and not any('Traceback' in line for line in lines), ''.join(lines)
     filler.unlink()
     kept = os.open(work_dir, os.O_RDONLY)  # the disk is gone with the process else
     said, _ = process.communicate(timeout=200)
