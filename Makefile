@@ -32,7 +32,7 @@ test: install  ## the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: install  ## kill runs, damage their files: twenty tries where it is random (FORM=short: one)
-	@$(BIN)/python -m pytest tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow and not fault"

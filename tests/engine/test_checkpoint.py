@@ -68,6 +68,27 @@ def test_another_batch_size_begins_the_epoch_anew(tmp_path, image_folder):
     assert 'going on at the start of the epoch' in log
 
 
+def test_hooks_see_the_iterations_that_are_left(tmp_path, image_folder):
+    """Epoch, number within the epoch and number of the run: as if nothing had happened."""
+    options = {'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.interval': 3}
+
+    def seen(**start):
+        runner = make_runner(tmp_path, image_folder, {**options, **start}, batch_size=2, epochs=3)
+        numbers = []
+
+        class Look(Hook):
+            def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+                numbers.append((runner.epoch, batch_idx, runner.iter))
+
+        runner.register_hook(Look())
+        runner.train()
+        return numbers
+
+    whole = seen()
+    assert whole[6] == (1, 2, 6) and len(whole) == 12
+    assert seen(load_from=str(tmp_path / 'work/iter_6.pth'), resume=True) == whole[6:]
+
+
 def test_a_sampler_that_starts_later_has_the_rest():
     sampler = SeededSampler(list(range(10)), shuffle=True, seed=1)
     whole = [(int(index), index.seed) for index in sampler]

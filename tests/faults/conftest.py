@@ -3,8 +3,14 @@
 from collections import Counter
 
 
+def pytest_collection_modifyitems(items):
+    """The hour's training first: the other tests run beside it."""
+    items.sort(key=lambda item: 'test_soak' not in item.nodeid)
+
+
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     tried, survived = Counter(), Counter()
+    measured = {}
     for outcome in ('passed', 'failed', 'error'):
         for report in terminalreporter.stats.get(outcome, []):
             if 'tests/faults/' in report.nodeid and getattr(report, 'when', '') == 'call':
@@ -14,10 +20,11 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
                     fault += f' ({name.split("[")[1].rstrip("]")})'
                 tried[fault] += 1
                 survived[fault] += outcome == 'passed'
-    if hasattr(config, 'soak'):
+                measured.update(report.user_properties)
+    if measured:
         terminalreporter.write_line('')
-        for name, value in config.soak.items():
-            terminalreporter.write_line(f'{name:40} {value}')
+    for name, value in measured.items():
+        terminalreporter.write_line(f'{name:40} {value}')
     if tried:
         terminalreporter.write_line(f'\n{"fault":60} tries  survived  lost')
         for fault, count in tried.items():

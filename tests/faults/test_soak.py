@@ -40,7 +40,7 @@ def ends(values):
 @pytest.mark.fault
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_an_hour_of_training(tmp_path, request):
+def test_an_hour_of_training(tmp_path, request, record_property):
     """One sample every ten seconds; the slopes are of straight lines through those after the warm-up."""
     seconds = 60 * request.config.getoption('--soak-minutes')
     warm_up = 60 * WARM_UP / seconds
@@ -99,7 +99,8 @@ def test_an_hour_of_training(tmp_path, request):
         'of the workers': ends(worker_files),
         'ms a step, first and last quarter': ends(steps),
     }
-    request.config.soak = report
+    for name, value in report.items():
+        record_property(name, value)
     assert set(count) == {2}
     # Batches on their way from the workers are open files too, a few more or less at any moment.
     assert ends(files)[1] - ends(files)[0] <= 3 and ends(worker_files)[1] - ends(worker_files)[0] <= 3, report
