@@ -175,7 +175,7 @@ def test_killed_between_epochs(tmp_path, uninterrupted, number):
 
 @pytest.mark.fault
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
-@tries(short=1, long=5)
+@tries(short=1, long=20)
 def test_two_processes_killed_together(tmp_path, uninterrupted, number):
     config, wanted = uninterrupted(2)
     dice = random.Random(number)
