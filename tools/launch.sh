@@ -31,7 +31,7 @@ launch() {  # launch SCRIPT GPUS ARGUMENT...
   if ((${MAX_RESTARTS:-0} > 0)); then
     # Else a restart meets in the store of the first start, finds addresses of dead processes there, and hangs or fails.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-    meet=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="$port" --max_restarts="$MAX_RESTARTS")
+    meet=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="$port-$(date +%s)" --max_restarts="$MAX_RESTARTS")
   fi
   "$python" -m torch.distributed.run --nnodes="${NNODES:-1}" --nproc_per_node="$gpus" "${meet[@]}" \
     "$(dirname "${BASH_SOURCE[0]}")/$script" --launcher pytorch "$@"

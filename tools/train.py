@@ -96,8 +96,8 @@ def main() -> None:
     from bootmae_mm.interop.checkpoint import reason_of
 
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    ranks = (os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK') if name in os.environ)
-    first = args.launcher == 'none' or int(next(ranks, 0)) == 0
+    rank = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK').get(args.launcher, '')
+    first = int(os.environ.get(rank, 0)) == 0
     try:
         cfg = configured(args)
         # Held until this process ends, however it ends.

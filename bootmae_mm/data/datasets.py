@@ -159,15 +159,16 @@ class ImageFolder(SeededDataset):
         if not self.unreadable_file:
             return
         file = Path(self.unreadable_file)
-        known = file.read_text(encoding='utf-8').splitlines() if file.is_file() else []
         path = _printable(error.path)
-        if not any(line.startswith(f'{path}\t') for line in known):
-            try:
+        try:
+            # A line may have been cut, inside a character, by a full disk.
+            known = file.read_text(encoding='utf-8', errors='replace').splitlines() if file.is_file() else []
+            if not any(line.startswith(f'{path}\t') for line in known):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with open(file, 'a', encoding='utf-8') as out:  # in one piece, for other processes add to it too
                     out.write(f'{path}\t{_printable(error.reason)}\n')
-            except OSError as full:  # the log has it
-                print_log(f'{file} cannot be written: {full}', logger='current', level=40)
+        except OSError as full:  # the log has it
+            print_log(f'{file} cannot be written: {full}', logger='current', level=40)
 
 
 def _printable(text: str) -> str:

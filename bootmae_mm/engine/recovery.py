@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -16,7 +17,8 @@ from bootmae_mm.interop.checkpoint import load_file
 
 LAST = 'last_checkpoint'
 STARTED = '.started'
-PATTERNS = ('epoch_*.pth', 'iter_*.pth', 'interrupted_*.pth')
+# Other names are copies for other purposes, or what mmengine leaves for publication.
+NAMES = re.compile(r'(epoch|iter|interrupted)_(\d+)\.pth')
 
 
 def write_durably(part: Path, path: Path) -> None:
@@ -32,6 +34,10 @@ def write_durably(part: Path, path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        # Some network file systems do not know that of folders; the file is there.
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP):
+            raise
     finally:
         os.close(folder)
 
@@ -42,15 +48,24 @@ def damage(path: Path) -> str | None:
     ``torch.save`` writes a ZIP archive with a CRC-32 of every tensor and of the rest; all are computed anew here. What
     zipfile does not look at, torch's own reader does, without reading the tensors again.
     """
+    reason = wrong_checksum(path)
+    if reason is not None:
+        return reason
+    try:
+        load_file(path, mmap=True)
+    except Exception as error:  # noqa: BLE001  whatever a broken file brings about
+        return f'{type(error).__name__}: {error}'
+    return None
+
+
+def wrong_checksum(path: Path) -> str | None:
+    """What is wrong with the archive that a checkpoint is, or None; nothing of it is unpickled."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-            if broken is not None:
-                return f'the checksum of {broken} is wrong'
-        load_file(path, mmap=True)
     except Exception as error:  # noqa: BLE001  whatever a broken file brings about
         return f'{type(error).__name__}: {error}' if not path.is_file() or path.stat().st_size else 'it is empty'
-    return None
+    return None if broken is None else f'the checksum of {broken} is wrong'
 
 
 def name_last(work_dir: str | Path, path: Path) -> None:
@@ -74,22 +89,24 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
         ValueError: If there are checkpoints and none of them is whole: starting anew would lose the run silently.
     """
     folder = Path(work_dir)
-    found = sorted(
-        (path for pattern in PATTERNS for path in folder.glob(pattern)),
-        key=lambda path: (path.stat().st_mtime_ns, path.name),
-        reverse=True,
-    )
-    named = folder / LAST
+    there = set(folder.glob('*.pth'))
+    named, last = folder / LAST, None
     if named.is_file():
         last = Path(named.read_text(encoding='utf-8').strip())
         # A work_dir may have moved since, or be a copy; its files are looked for where it is now.
         last = folder / last.name if (folder / last.name).is_file() else last
-        if last.is_file():
-            # Those written after the note, by a run that could not change it, come first.
-            noted = named.stat().st_mtime_ns
-            later = [path for path in found if path.stat().st_mtime_ns > noted and not _is_earlier(path, last)]
-            rest = [path for path in found if path not in later and path.resolve() != last.resolve()]
-            found = [*later, last, *rest]
+        there |= set(last.parent.glob('*.pth'))  # of a CheckpointHook with an out_dir
+    found = sorted(
+        (path for path in there if NAMES.fullmatch(path.name)),
+        key=lambda path: (path.stat().st_mtime_ns, path.name),
+        reverse=True,
+    )
+    if last is not None and last.is_file():
+        # Those written after the note, by a run that could not change it, come first.
+        noted = named.stat().st_mtime_ns
+        later = [path for path in found if path.stat().st_mtime_ns > noted and not _is_earlier(path, last)]
+        rest = [path for path in found if path not in later and path.resolve() != last.resolve()]
+        found = [*later, last, *rest]
     found = [path for path in found if path.stat().st_mtime >= since]
     for path in found:
         reason = damage(path)
@@ -106,8 +123,8 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
 
 def _is_earlier(path: Path, last: Path) -> bool:
     """By number, where both count the same thing: copies of files may have any time."""
-    here, there = (re.fullmatch(r'(.*?)(\d+)', name.stem) for name in (path, last))
-    return bool(here and there and here[1] == there[1] and int(here[2]) <= int(there[2]))
+    here, there = (NAMES.fullmatch(name.name) for name in (path, last))
+    return bool(here and there and (here[1] == 'epoch') == (there[1] == 'epoch') and int(here[2]) <= int(there[2]))
 
 
 def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:
@@ -123,20 +140,37 @@ def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If all checkpoints of the work_dir are damaged.
+        ValueError: If it is damaged, or all checkpoints of the work_dir are.
     """
     if resume not in (None, 'auto'):
         cfg.load_from, cfg.resume = resume, True
     automatic = resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from'))
-    if automatic or restarted:
-        started = Path(cfg.work_dir, STARTED)
-        since = 0.0 if automatic or not started.is_file() else started.stat().st_mtime
+    found = None
+    if automatic or _has_started(cfg.work_dir, restarted):
+        since = 0.0 if automatic else Path(cfg.work_dir, STARTED).stat().st_mtime
         found = latest_checkpoint(cfg.work_dir, since)
         if found is not None:
             cfg.load_from, cfg.resume = str(found), True
     cfg.resume = bool(cfg.get('resume') and cfg.get('load_from'))
-    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).is_file():
+    if not cfg.get('load_from') or '://' in cfg.load_from:
+        return
+    if not Path(cfg.load_from).is_file():
         raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
+    if cfg.resume and found is None:
+        reason = wrong_checksum(Path(cfg.load_from))
+        if reason is not None:
+            raise ValueError(f'checkpoint {cfg.load_from} is damaged: {reason}')
+
+
+def _has_started(work_dir: str | Path, restarted: bool) -> bool:
+    """Whether this process is one of a restart, and of a run that had come as far as its work_dir before."""
+    started = Path(work_dir, STARTED)
+    return restarted and started.is_file() and started.read_text(encoding='utf-8') == _run_id()
+
+
+def _run_id() -> str:
+    """torchrun's, the same in all its restarts."""
+    return os.environ.get('TORCHELASTIC_RUN_ID', '')
 
 
 def lock(work_dir: str | Path, restarted: bool = False) -> IO:
@@ -169,6 +203,6 @@ def lock(work_dir: str | Path, restarted: bool = False) -> IO:
     file.truncate(0)
     file.write(f'process {os.getpid()} on {os.uname().nodename}')
     file.flush()
-    if not restarted:
-        (folder / STARTED).touch()
+    if not _has_started(folder, restarted):
+        (folder / STARTED).write_text(_run_id(), encoding='utf-8')
     return file

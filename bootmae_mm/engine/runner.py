@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -25,6 +26,7 @@ from .recovery import write_durably
 from .sharding import gathered_states, is_sharded
 
 UNREADABLE = 'unreadable_images.txt'
+REOPEN_AFTER = 60.0  # seconds
 RECORDS = ('add_config', 'add_graph', 'add_image', 'add_scalar', 'add_scalars', 'close')
 
 
@@ -100,15 +102,15 @@ class Runner(MMEngineRunner):
         """Write a checkpoint; all processes must call.
 
         Raises:
-            OSError: In all processes, if the first cannot write it; nothing is left of it then.
+            Exception: In all processes, what the first raises: OSError if it cannot write; nothing is left of it then.
         """
         self.gathered = gathered_states(self) if is_sharded(self.model) else None
-        failure: list[OSError | None] = [None]
+        failure: list[Exception | None] = [None]
         try:
             if is_main_process():
                 self._write(str(out_dir), filename, *args, **kwargs)
-        except OSError as error:
-            failure[0] = error
+        except Exception as error:  # noqa: BLE001  it is raised below
+            failure[0] = error if isinstance(error, (OSError, FloatingPointError)) else RuntimeError(repr(error))
         finally:
             self.gathered = None
         # All must know: what they do next has to be the same.
@@ -142,12 +144,15 @@ def _forgiving(backend: BaseVisBackend, method: Callable) -> Callable:
 
     @wraps(method)
     def forgiving(*args: Any, **kwargs: Any) -> None:
+        if time.monotonic() < vars(backend).get('silent_until', 0.0):
+            return
         try:
             method(*args, **kwargs)
         except OSError as error:
             print_log(f'{type(backend).__name__} could not write, training goes on: {error}', 'current', level=40)
             if isinstance(backend, TensorboardVisBackend):
-                # Its writer has ended for good; the next call opens another one.
+                # Its writer has ended for good. Another one makes another file, so not with each line of the log.
                 backend._env_initialized = False
+                vars(backend)['silent_until'] = time.monotonic() + REOPEN_AFTER
 
     return forgiving

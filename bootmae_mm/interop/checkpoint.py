@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import importlib.util
 import os
 import pickle
 import zipfile
@@ -142,7 +143,7 @@ def config_of(checkpoint: dict) -> Config:
     """The config that mmengine's Runner wrote into a checkpoint, read as data.
 
     ``Config.fromstring`` would run the text as Python. Written by mmengine it only holds assignments of literals and
-    ``dict(...)``, and nothing else is accepted here.
+    ``dict(...)``, and nothing else is accepted here. Its ``model`` may have registered components only.
 
     Raises:
         ValueError: If there is no config, or it holds anything else.
@@ -159,6 +160,7 @@ def config_of(checkpoint: dict) -> Config:
         ):
             raise ValueError(f'line {statement.lineno} of the config in the checkpoint is no assignment')
         values[statement.targets[0].id] = _literal(statement.value)
+    _check_types(values.get('model'))
     return Config(values)
 
 
@@ -187,10 +189,18 @@ def _literal(node: ast.expr) -> Any:  # noqa: ANN401
 
 
 def _check_types(node: Any) -> None:  # noqa: ANN401
-    """Refuse types that are no registered components: mmengine imports and calls whatever a dotted name stands for."""
+    """Refuse types that are no registered components.
+
+    mmengine imports modules, and calls what a dotted name stands for; of a ``_scope_`` it imports the registry.
+    """
     if isinstance(node, dict):
-        kind = node.get('type', '')
-        if not isinstance(kind, str) or '.' in kind.removeprefix('bootmae_mm.'):
+        kind = node.get('_scope_', node.get('type', ''))
+        if (
+            '_scope_' in node
+            or not isinstance(kind, str)
+            or '.' in (name := kind.removeprefix('bootmae_mm.'))
+            or (name and importlib.util.find_spec(name))
+        ):
             raise ValueError(
                 f'the config in the checkpoint asks for {kind!r}, which may be any code; name a config with --config'
             )
@@ -219,11 +229,7 @@ def load_model(path: str | Path, config: str | Path | None = None) -> tuple[nn.M
     checkpoint = load_file(path)
     if config is not None and not Path(config).is_file():
         raise FileNotFoundError(f'no config {config}')
-    if config is None:
-        cfg = config_of(checkpoint)
-        _check_types(cfg.get('model'))
-    else:
-        cfg = Config.fromfile(config)
+    cfg = config_of(checkpoint) if config is None else Config.fromfile(config)
     model = MODELS.build(cfg.model)
     try:
         model.load_state_dict(checkpoint.get('state_dict', checkpoint))

@@ -1,6 +1,7 @@
 """Checkpoints of a Runner in this process: kept, refused, resumed inside an epoch."""
 
 import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -53,8 +54,12 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, image_folder):
 def test_a_full_disk_is_an_error_before_training(tmp_path, image_folder, monkeypatch):
     runner = make_runner(tmp_path, image_folder, {})
     monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), dict(free=1000)))
-    with pytest.raises(OSError, match='a checkpoint takes .* MiB, but .* has 0 free'):
+    (tmp_path / 'work').mkdir(exist_ok=True)
+    left = tmp_path / 'work/.interrupted_7.pth.part'  # by a run that was killed
+    left.write_bytes(b'half')
+    with pytest.raises(OSError, match='a checkpoint takes .* MiB, but .* has 0.0 free'):
         runner.train()
+    assert not left.exists()
     assert runner.iter == 0
 
 
@@ -168,7 +173,9 @@ def test_after_the_grace_time_the_status_says_whether_it_was_saved(tmp_path, ima
     monkeypatch.setattr('os._exit', ended.append)
     hook._saved = saved
     signal.raise_signal(signal.SIGTERM)
-    hook._watch.join(10)
+    limit = time.monotonic() + 10
+    while not ended and time.monotonic() < limit:
+        time.sleep(0.01)
     hook.after_train(runner)
     assert ended == [status]
 
@@ -192,6 +199,39 @@ def test_an_interruption_waits_for_the_step_of_an_accumulation(tmp_path, image_f
     hook = next(hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
     hook._watch.join(10)
     assert not hook._watch.is_alive()
+
+
+@pytest.mark.parametrize('epoch', [1, 2])
+def test_a_validation_is_given_up(tmp_path, image_folder, epoch):
+    """The run goes on after it; after the last one there is nothing to go on with, and its checkpoint is there."""
+    config = run_config(tmp_path / 'config.py', image_folder, epochs=2)
+    config.write_text(
+        config.read_text() + 'val_dataloader, val_evaluator, val_cfg = test_dataloader, test_evaluator, dict()\n'
+    )
+    validated = []
+
+    class Ask(Hook):
+        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            validated.append((runner.epoch, batch_idx))
+            if runner.epoch == epoch and not runner._resume:
+                signal.raise_signal(signal.SIGTERM)
+
+    def train(work, **options):
+        cfg = read_config(str(config), {'default_hooks.curves': None, **options}, str(tmp_path / work))
+        cfg.experiment_name = f'{tmp_path.name}_{work}_{len(options)}'
+        prepare(cfg)
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(Ask())
+        runner.train()
+
+    with pytest.raises(Interrupted) as interrupted:
+        train('a')
+    assert validated[-1] == (epoch, 0)
+    saved = ['epoch_1.pth', 'interrupted_2.pth'] if epoch == 1 else ['epoch_1.pth', 'epoch_2.pth']
+    assert names(tmp_path / 'a') == saved and str(interrupted.value).endswith(saved[-1])
+    train('a', load_from=str(tmp_path / 'a' / saved[-1]), resume=True)
+    assert names(tmp_path / 'a') == ['epoch_1.pth', 'epoch_2.pth']
+    assert torch.load(tmp_path / 'a/epoch_2.pth', weights_only=False)['meta']['iter'] == 4
 
 
 @pytest.mark.parametrize('fails', [False, True])

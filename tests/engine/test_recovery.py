@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -67,8 +68,8 @@ def test_the_named_one_is_the_latest(tmp_path):
     assert latest_checkpoint(tmp_path, since=time.time() - 30).name == 'epoch_2.pth'
 
 
-def start(tmp_path, resume=None, restarted=False, **options):
-    cfg = Config(dict(work_dir=str(tmp_path / 'work'), **options))
+def start(tmp_path, resume=None, restarted=False, resume_=False, **options):
+    cfg = Config(dict(work_dir=str(tmp_path / 'work'), resume=resume_, **options))
     choose_start(cfg, resume, restarted)
     return cfg.get('load_from'), cfg.resume
 
@@ -91,7 +92,7 @@ def test_resume_prefers_what_was_written(tmp_path):
         start(tmp_path, str(tmp_path / 'gone.pth'))
 
 
-def test_a_restart_goes_on_from_its_own_run_only(tmp_path):
+def test_a_restart_goes_on_from_its_own_run_only(tmp_path, monkeypatch):
     """Not from an older run in the same folder, and not again from the checkpoint that the run itself went on from."""
     older = str(save(tmp_path / 'work/epoch_9.pth', age=60))
     lock(tmp_path / 'work').close()
@@ -104,6 +105,11 @@ def test_a_restart_goes_on_from_its_own_run_only(tmp_path):
     assert (tmp_path / 'work/.started').stat().st_mtime_ns == began
     assert start(tmp_path, restarted=True) == (newer, True)
     assert start(tmp_path, older, restarted=True) == (newer, True)
+    # Another launch, the first processes of which died before they had the folder.
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'another')
+    assert start(tmp_path, restarted=True) == (None, False)
+    lock(tmp_path / 'work', restarted=True).close()
+    assert (tmp_path / 'work/.started').read_text() == 'another'
 
 
 def test_a_copied_folder_goes_on_from_its_own_files(tmp_path):
@@ -127,10 +133,51 @@ def test_a_checkpoint_whose_note_could_not_be_written_is_the_latest(tmp_path):
     at('iter_10.pth', 5)
     at('iter_99.pth', -5)
     assert latest_checkpoint(tmp_path) == last
+    at('iter_20_backup.pth', 6)
+    at('iter_15-1a2b3c4d.pth', 6)
+    assert latest_checkpoint(tmp_path) == last
     later = at('iter_30.pth', 1)
     assert latest_checkpoint(tmp_path) == later
-    interrupted = at('interrupted_25.pth', 2)
+    at('interrupted_15.pth', 2)
+    assert latest_checkpoint(tmp_path) == later
+    interrupted = at('interrupted_35.pth', 2)
     assert latest_checkpoint(tmp_path) == interrupted
+
+
+def test_a_damaged_one_in_a_folder_of_its_own_is_skipped(tmp_path):
+    """Of a CheckpointHook with an out_dir."""
+    (tmp_path / 'work').mkdir()
+    before, last = (save(tmp_path / f'out/iter_{number}.pth', age=30 - number) for number in (10, 20))
+    name_last(tmp_path / 'work', last)
+    assert latest_checkpoint(tmp_path / 'work') == last
+    last.write_bytes(b'')
+    assert latest_checkpoint(tmp_path / 'work') == before
+
+
+def test_a_damaged_one_that_is_named_is_refused(tmp_path):
+    path = save(tmp_path / 'epoch_1.pth')
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'checkpoint .*epoch_1.pth is damaged: the checksum of'):
+        start(tmp_path, str(path))
+    with pytest.raises(ValueError, match='is damaged'):
+        start(tmp_path, load_from=str(path), resume_=True)
+
+
+@pytest.mark.parametrize('number', [errno.EINVAL, errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_sync_of_folders(tmp_path, monkeypatch, number):
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if os.path.isdir(f'/proc/self/fd/{descriptor}'):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr('os.fsync', refuse)
+    with pytest.raises(OSError) if number == errno.EIO else nullcontext():
+        name_last(tmp_path, tmp_path / 'epoch_1.pth')
+    assert (tmp_path / 'last_checkpoint').is_file()
 
 
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

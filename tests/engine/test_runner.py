@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bootmae_mm.engine.runner import UNREADABLE, Runner
 from tests.engine.test_checkpoint import make_runner
@@ -37,23 +38,51 @@ class FullDisk(Runner):
     def __init__(self):
         self.model = torch.nn.Identity()
 
-    def _write(self, out_dir, filename):
-        raise OSError(28, 'No space left on device')
+    def _write(self, out_dir, error):
+        raise error
 
 
-def save_on_a_full_disk(rank, port, folder):
+def save_on_a_full_disk(rank, port, folder, error):
     torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     try:
-        FullDisk().save_checkpoint(folder, 'epoch_1.pth')
-    except OSError as error:
-        (folder / f'said_{rank}').write_text(str(error))
+        FullDisk().save_checkpoint(folder, error)
+    except (OSError, FloatingPointError, RuntimeError) as raised:
+        (folder / f'said_{rank}').write_text(f'{type(raised).__name__}: {raised}')
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='forks processes, which CUDA refuses')
-def test_all_processes_hear_that_the_first_could_not_write(tmp_path):
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (OSError(28, 'No space left on device'), 'OSError: [Errno 28] No space left on device'),
+        (FloatingPointError('not finite'), 'FloatingPointError: not finite'),
+        (MemoryError('none'), "RuntimeError: MemoryError('none')"),
+    ],
+)
+def test_all_processes_hear_that_the_first_could_not_write(tmp_path, error, message):
     """Otherwise one ends with an error while the others go on to wait for it."""
-    arguments = (free_port(), tmp_path)
+    arguments = (free_port(), tmp_path, error)
     torch.multiprocessing.start_processes(save_on_a_full_disk, arguments, nprocs=2, start_method='fork')
-    said = [(tmp_path / f'said_{rank}').read_text() for rank in range(2)]
-    assert said == ['[Errno 28] No space left on device'] * 2
+    assert [(tmp_path / f'said_{rank}').read_text() for rank in range(2)] == [message] * 2
+
+
+def test_tensorboard_opens_another_file_once_there_is_room(tmp_path, image_folder, monkeypatch):
+    """Its writer ends with the first error; not one file more for each line of the log."""
+    runner = make_runner(tmp_path, image_folder, {'visualizer.vis_backends': [dict(type='TensorboardVisBackend')]})
+    backend = runner.visualizer.get_backend('TensorboardVisBackend')
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    runner.visualizer.add_scalars(dict(loss=1.0), step=1)
+    first = backend._tensorboard
+    monkeypatch.setattr(first, 'add_scalar', full)
+    for step in (2, 3):
+        runner.visualizer.add_scalars(dict(loss=1.0), step=step)
+    assert backend._tensorboard is first
+    backend.silent_until = 0.0
+    runner.visualizer.add_scalars(dict(loss=1.0), step=4)
+    backend._tensorboard.flush()
+    found = EventAccumulator(backend._tensorboard.log_dir).Reload().Scalars('loss')
+    assert backend._tensorboard is not first and [entry.step for entry in found] == [1, 4]

@@ -65,10 +65,13 @@ def steps_logged(work_dir):
 def wait_for(process, work_dir, step, logs=0, limit=120):
     """Wait until a run has logged an iteration; ``logs`` is how many logs there were before it."""
     end = time.monotonic() + limit
-    while time.monotonic() < end and process.poll() is None:
+    over = False
+    while not over:
+        over = time.monotonic() > end or process.poll() is not None  # looked at once more after that
         if len(list(Path(work_dir).glob('*/vis_data/scalars.json'))) > logs and steps_logged(work_dir) >= step:
             return
         time.sleep(0.002)
+    pytest.fail(f'iteration {step} was not reached, but {steps_logged(work_dir)}; status {process.poll()}')
 
 
 def ranks(launcher):
@@ -144,7 +147,7 @@ def test_killed_at_a_random_moment(tmp_path, uninterrupted, number):
     config, wanted = uninterrupted(1)
     dice = random.Random(number)
     process = start(config, tmp_path / 'work')
-    wait_for(process, tmp_path / 'work', dice.randint(1, STEPS - 2))
+    wait_for(process, tmp_path / 'work', dice.randint(1, STEPS - 5))
     time.sleep(dice.uniform(0, 0.05))
     kill_and_resume(process, config, tmp_path / 'work', wanted)
 
@@ -328,10 +331,12 @@ def small_disk(tmp_path):
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    ('size', 'message'), [('16k', 'No space left'), ('1m', 'the training is over, but ')], ids=['start', 'end']
+    ('size', 'message'),
+    [('16k', 'No space left'), ('600k', 'a checkpoint takes 0.7 MiB, but '), ('1m', 'the training is over, but ')],
+    ids=['anything', 'first', 'last'],
 )
 def test_disk_too_small(uninterrupted, small_disk, size, message):
-    """For anything; for the run's second checkpoint, which would be its last: an end with status 1 and one line."""
+    """For anything; for a checkpoint; for the run's second and last one: an end with status 1 and one line."""
     config, _ = uninterrupted(1)
     folder, prefix = small_disk(size)
     options = ['default_hooks.checkpoint.interval=3', 'default_hooks.checkpoint.max_keep_ckpts=1']
@@ -342,14 +347,17 @@ def test_disk_too_small(uninterrupted, small_disk, size, message):
 
 @pytest.mark.fault
 @pytest.mark.parametrize('processes', [pytest.param(1, marks=pytest.mark.long), 2])
-def test_disk_without_a_byte(uninterrupted, small_disk, processes):
+def test_disk_without_a_byte(tmp_path, uninterrupted, small_disk, processes):
     """Neither checkpoints nor log, scalars and pictures can be written for a while; the run goes on to the same end."""
     if processes > 1 and torch.cuda.is_available():
         pytest.skip('runs gloo processes on a machine without GPUs')
     config, wanted = uninterrupted(processes)
     folder, prefix = small_disk('40m')
-    options = [*OPTIONS, 'default_hooks.logger.interval=1']
-    process = start(config, folder / 'work', prefix=prefix, options=options, processes=processes)
+    # As the configs of this project have it: TensorBoard, too.
+    backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    heir = tmp_path / 'heir.py'
+    heir.write_text(f'_base_ = {str(config)!r}\nvisualizer = dict(vis_backends={backends})\n')
+    process = start(heir, folder / 'work', prefix=prefix, processes=processes)
     # The first process of the command becomes the run: its root shows its mounts.
     work_dir = Path(f'/proc/{process.pid}/root{folder}/work')
     wait_for(process, work_dir, 5)
@@ -358,17 +366,22 @@ def test_disk_without_a_byte(uninterrupted, small_disk, processes):
         while True:
             file.write(bytes(4096))
     lines = []
-    while sum('training goes on' in line for line in lines) < 6 and process.poll() is None:
+    while sum('training goes on' in line for line in lines) < 5 and process.poll() is None:
         lines.append(process.stdout.readline())
-    assert process.poll() is None and not any('Traceback' in line for line in lines), ''.join(lines)
+    assert process.poll() is None, ''.join(lines)
     filler.unlink()
     kept = os.open(work_dir, os.O_RDONLY)  # the disk is gone with the process else
     said, _ = process.communicate(timeout=200)
     work_dir = Path(f'/proc/self/fd/{kept}')
     try:
         assert process.returncode == 0, said[-3000:]
-        assert said.count('TensorboardVisBackend could not write') < 4, 'it must write again'
+        # TensorBoard's own thread leaves one traceback as it ends, in each process that has one.
+        assert (''.join(lines) + said).count('Traceback') <= 1
         assert_equal(wanted, work_dir / f'iter_{STEPS}.pth')
+        # What there is room for is written again.
+        assert steps_logged(work_dir) == STEPS
+        (log,) = work_dir.glob('*/*.log')
+        assert f'Saving checkpoint at {STEPS} iterations' in log.read_text()
     finally:
         os.close(kept)
 

@@ -149,11 +149,15 @@ def test_no_code_of_a_config_in_a_checkpoint_is_run(trained, made, tmp_path, run
     options = ['--work-dir', tmp_path / 'work', '--resume', tmp_path / 'old.pth']
     status, _, message = run_tool('train.py', config, *options, '--cfg-options', 'train_cfg.max_epochs=2')
     assert status == 0 and not made.exists(), message
-    for kind in ('os.makedirs', 'mmengine.mkdir_or_exist'):
-        checkpoint['meta']['cfg'] = (
-            f'model = dict(neck=[dict(type={kind!r}, name={str(made)!r})], type="bootmae_mm.BootMAE")'
-        )
-        torch.save(checkpoint, tmp_path / 'typed.pth')
-        out = tmp_path / 'picture.png'
-        status, _, message = run_tool('reconstruct.py', tmp_path / 'typed.pth', config.parent / 'images', '--out', out)
-        assert status == 1 and not made.exists() and f'asks for {kind!r}' in message
+    for kind in ('os.makedirs', 'mmengine.mkdir_or_exist', 'antigravity', '_scope_'):
+        asked = dict(type='LN', _scope_='evil') if kind == '_scope_' else dict(type=kind, name=str(made))
+        model = dict(type='bootmae_mm.BootMAE', backbone=dict(type='bootmae_mm.BootMAEViT', norm_cfg=[asked]))
+        checkpoint['meta']['cfg'] = f'model = {model!r}'
+        path, out = tmp_path / 'typed.pth', tmp_path / 'out'
+        torch.save(checkpoint, path)
+        for tool, *arguments in (
+            ['reconstruct.py', path, config.parent / 'images'],
+            ['export.py', path, '--to', 'timm'],
+        ):
+            status, _, message = run_tool(tool, *arguments, '--out', out)
+            assert status == 1 and not made.exists() and 'which may be any code' in message, (tool, kind, message)

@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
@@ -55,23 +55,32 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().before_train(runner)
         if self.max_keep_ckpts <= 0:
             self.keep_ckpt_ids: deque = deque()
+        failure: list[str | None] = [None]
         if is_main_process():
             self._remove(self._outdated(kept))
-        if '://' in str(self.out_dir) or not is_main_process():
-            return
+            if '://' not in str(self.out_dir):
+                failure[0] = self._make_room(runner)
+        broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise OSError(failure[0])
+
+    def _make_room(self, runner: Runner) -> str | None:
+        """Remove what killed runs left; say if there is no room for a checkpoint."""
         needed = checkpoint_bytes(runner)
-        Path(self.out_dir).mkdir(parents=True, exist_ok=True)
+        folder = Path(self.out_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob('.*.pth.part'):
+            part.unlink(missing_ok=True)
         free = shutil.disk_usage(self.out_dir).free
         count = max(self.max_keep_ckpts, 0) + 1
         if free < needed:
-            raise OSError(
-                f'a checkpoint takes {needed / 2**20:,.0f} MiB, but {self.out_dir} has {free / 2**20:,.0f} free'
-            )
+            return f'a checkpoint takes {needed / 2**20:,.1f} MiB, but {self.out_dir} has {free / 2**20:,.1f} free'
         if free < count * needed:
             runner.logger.warning(
                 f'{count} checkpoints take {count * needed / 2**20:,.0f} MiB, but {self.out_dir} has '
                 f'{free / 2**20:,.0f} free'
             )
+        return None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         path = Path(self.out_dir, self.filename_tmpl.format(step))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
@@ -70,7 +70,8 @@ class InterruptionHook(Hook):
 
     The checkpoint, ``interrupted_ITERATION.pth``, is written after the optimizer's next step, so that the run goes on
     exactly there; it is removed once the next regular one is written. Of several processes all must get the signal, or
-    one of them, and all end at the same iteration.
+    one of them, and all end at the same iteration. A validation is given up for it, and the run goes on after it;
+    several processes, which need not have the same number of batches, end it first.
 
     Args:
         signals: Names of the signals.
@@ -162,10 +163,32 @@ class InterruptionHook(Hook):
         # Gradients that are accumulated are not saved.
         if done % runner.optim_wrapper._accumulative_counts or done == runner.max_iters:
             return
-        if not self._agreed(done // runner.optim_wrapper._accumulative_counts):
-            return
+        if self._agreed(done // runner.optim_wrapper._accumulative_counts):
+            self._save(runner, done)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
+    ) -> None:
+        """Give the validation up, if this is the only process."""
+        # mmengine's EMAHook has the averaged weights in the model's place now.
+        if self._group is None and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            self.after_val_epoch(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Save and end if it is time. (Outside of training nothing listens.)"""
+        if self._before and runner.iter % runner.optim_wrapper._accumulative_counts == 0 and self._agreed():
+            self._save(runner, runner.iter)
+
+    def _left(self) -> float:
+        # A process that was not asked itself ends with the others.
+        return self.grace if self._asked is None else max(self._deadline - time.monotonic(), 1.0)
+
+    def _save(self, runner: Runner, done: int) -> None:
         hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
         folder = runner.work_dir if hook is None else hook.out_dir
+        if done >= runner.max_iters:  # what is left is a validation; the last checkpoint is written
+            self._saved = Path(getattr(hook, 'last_ckpt', None) or folder)
+            raise Interrupted(str(self._saved), self.status, self._left())
         name = f'interrupted_{done}.pth'
         path = Path(folder, name)
         runner.logger.warning(f'{self._asked or "another process was interrupted"}: saving {path}')
@@ -174,15 +197,19 @@ class InterruptionHook(Hook):
         if is_main_process() and hook is not None:
             hook.finish_saving(runner, path, outdated=[])
         self._saved = path
-        # A process that was not asked itself ends with the others.
-        left = self.grace if self._asked is None else max(self._deadline - time.monotonic(), 1.0)
-        raise Interrupted(str(path), self.status, left)
+        raise Interrupted(str(path), self.status, self._left())
 
-    def _agreed(self, steps: int) -> bool:
-        """Whether to end now, the same in all processes."""
+    def _agreed(self, steps: int | None = None) -> bool:
+        """Whether to end now, the same in all processes.
+
+        Args:
+            steps: Of the optimizer, after which all come here but do not always look; None to look.
+        """
         if self._group is None:
             return self._asked is not None
-        if steps < self._next_look:
+        if steps is None:
+            steps = self._last_look[0] if self._last_look else 0
+        elif steps < self._next_look:
             return False
         now = time.monotonic()
         before, then = self._last_look or (steps, now - self.interval)
