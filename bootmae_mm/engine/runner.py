@@ -105,16 +105,20 @@ class Runner(MMEngineRunner):
             Exception: In all processes, what the first raises: OSError if it cannot write; nothing is left of it then.
         """
         self.gathered = gathered_states(self) if is_sharded(self.model) else None
+        own: Exception | None = None
         failure: list[Exception | None] = [None]
         try:
             if is_main_process():
                 self._write(str(out_dir), filename, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  it is raised below
+            own = error
             failure[0] = error if isinstance(error, (OSError, FloatingPointError)) else RuntimeError(repr(error))
         finally:
             self.gathered = None
         # All must know: what they do next has to be the same.
         broadcast_object_list(failure)
+        if own is not None:
+            raise own  # with what led to it: the death of a worker, for one, may surface anywhere
         if failure[0] is not None:
             raise failure[0]
 

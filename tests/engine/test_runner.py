@@ -46,25 +46,25 @@ def save_on_a_full_disk(rank, port, folder, error):
     torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     try:
         FullDisk().save_checkpoint(folder, error)
-    except (OSError, FloatingPointError, RuntimeError) as raised:
+    except (OSError, FloatingPointError, RuntimeError, MemoryError) as raised:
         (folder / f'said_{rank}').write_text(f'{type(raised).__name__}: {raised}')
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='forks processes, which CUDA refuses')
 @pytest.mark.parametrize(
-    ('error', 'message'),
+    ('error', 'messages'),
     [
-        (OSError(28, 'No space left on device'), 'OSError: [Errno 28] No space left on device'),
-        (FloatingPointError('not finite'), 'FloatingPointError: not finite'),
-        (MemoryError('none'), "RuntimeError: MemoryError('none')"),
+        (OSError(28, 'No space left on device'), ['OSError: [Errno 28] No space left on device'] * 2),
+        (FloatingPointError('not finite'), ['FloatingPointError: not finite'] * 2),
+        (MemoryError('none'), ['MemoryError: none', "RuntimeError: MemoryError('none')"]),
     ],
 )
-def test_all_processes_hear_that_the_first_could_not_write(tmp_path, error, message):
+def test_all_processes_hear_that_the_first_could_not_write(tmp_path, error, messages):
     """Otherwise one ends with an error while the others go on to wait for it."""
     arguments = (free_port(), tmp_path, error)
     torch.multiprocessing.start_processes(save_on_a_full_disk, arguments, nprocs=2, start_method='fork')
-    assert [(tmp_path / f'said_{rank}').read_text() for rank in range(2)] == [message] * 2
+    assert [(tmp_path / f'said_{rank}').read_text() for rank in range(2)] == messages
 
 
 def test_tensorboard_opens_another_file_once_there_is_room(tmp_path, image_folder, monkeypatch):
