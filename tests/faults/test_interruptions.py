@@ -71,7 +71,9 @@ def wait_for(process, work_dir, step, logs=0, limit=120):
         if len(list(Path(work_dir).glob('*/vis_data/scalars.json'))) > logs and steps_logged(work_dir) >= step:
             return
         time.sleep(0.002)
-    pytest.fail(f'iteration {step} was not reached, but {steps_logged(work_dir)}; status {process.poll()}')
+    process.kill()
+    said = process.stdout.read()[-3000:] if process.stdout else ''
+    pytest.fail(f'iteration {step} was not reached, but {steps_logged(work_dir)}; status {process.poll()}\n{said}')
 
 
 def ranks(launcher):

@@ -94,11 +94,11 @@ def test_told_to_end_while_it_waits_for_another_process(tmp_path, image_folder):
     assert 'SIGTERM: no checkpoint was written within 3 s; ending now' in said, said[-3000:]
 
 
-def node(rank, config, work_dir, address, port, *prefix):
+def node(rank, config, work_dir, address, port, *prefix, **variables):
     """One of two machines, with one process."""
     options = [f'env_cfg.dist_cfg.timeout={TIMEOUT}', *OPTIONS]
     command = [*prefix, ROOT / 'tools/dist_train.sh', config, 1, '--work-dir', work_dir, '--cfg-options', *options]
-    variables = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR=address, PORT=port)
+    variables |= dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR=address, PORT=port)
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
@@ -159,12 +159,13 @@ def test_cable_between_two_nodes_pulled(tmp_path, image_folder, two_networks):
     """No connection is closed, nothing arrives any more: both nodes end by the timeout."""
     names, ends = two_networks
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
-    port = free_port()
+    port, inside = free_port(), ('ip', 'netns', 'exec')
     nodes = [
-        node(rank, config, tmp_path / f'work{rank}', '10.77.0.1', port, 'ip', 'netns', 'exec', name)
+        # Else gloo takes the address of the machine's name, which is the loopback.
+        node(rank, config, tmp_path / 'work', '10.77.0.1', port, *inside, name, GLOO_SOCKET_IFNAME=ends[rank])
         for rank, name in enumerate(names)
     ]
-    wait_for(nodes[0], tmp_path / 'work0', 5)
+    wait_for(nodes[0], tmp_path / 'work', 5)
     assert ip('-n', names[1], 'link', 'set', ends[1], 'down')
     began = time.monotonic()
     for process in nodes:
