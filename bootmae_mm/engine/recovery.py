@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from bootmae_mm.interop.checkpoint import load_file
 
 LAST = 'last_checkpoint'
+LOCK = '.lock'
 STARTED = '.started'
 # Other names are copies for other purposes, or what mmengine leaves for publication.
 NAMES = re.compile(r'(epoch|iter|interrupted)_(\d+)\.pth')
@@ -63,8 +64,10 @@ def wrong_checksum(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
+    except zipfile.BadZipFile:
+        return 'it is no ZIP archive, as torch.save writes them' if path.stat().st_size else 'it is empty'
     except Exception as error:  # noqa: BLE001  whatever a broken file brings about
-        return f'{type(error).__name__}: {error}' if not path.is_file() or path.stat().st_size else 'it is empty'
+        return f'{type(error).__name__}: {error}'
     return None if broken is None else f'the checksum of {broken} is wrong'
 
 
@@ -95,7 +98,9 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
         last = Path(named.read_text(encoding='utf-8').strip())
         # A work_dir may have moved since, or be a copy; its files are looked for where it is now.
         last = folder / last.name if (folder / last.name).is_file() else last
-        there |= set(last.parent.glob('*.pth'))  # of a CheckpointHook with an out_dir
+        # Of a CheckpointHook with an out_dir; not of another work_dir, which this one may be a copy of.
+        if last.parent != Path() and not (last.parent / LOCK).exists():
+            there |= set(last.parent.glob('*.pth'))
     found = sorted(
         (path for path in there if NAMES.fullmatch(path.name)),
         key=lambda path: (path.stat().st_mtime_ns, path.name),
@@ -188,7 +193,7 @@ def lock(work_dir: str | Path, restarted: bool = False) -> IO:
     """
     folder = Path(work_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / '.lock', 'a+', encoding='utf-8')  # noqa: SIM115  open as long as the run
+    file = open(folder / LOCK, 'a+', encoding='utf-8')  # noqa: SIM115  open as long as the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

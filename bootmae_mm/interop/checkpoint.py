@@ -188,6 +188,12 @@ def _literal(node: ast.expr) -> Any:  # noqa: ANN401
     return ast.literal_eval(node)
 
 
+def _is_module(name: str) -> bool:
+    """Whether there is code that an import of that name would run; a plain folder holds none."""
+    spec = importlib.util.find_spec(name) if name and '.' not in name else None
+    return spec is not None and spec.origin is not None
+
+
 def _check_types(node: Any) -> None:  # noqa: ANN401
     """Refuse types that are no registered components.
 
@@ -198,8 +204,8 @@ def _check_types(node: Any) -> None:  # noqa: ANN401
         if (
             '_scope_' in node
             or not isinstance(kind, str)
-            or '.' in (name := kind.removeprefix('bootmae_mm.'))
-            or (name and importlib.util.find_spec(name))
+            or '.' in kind.removeprefix('bootmae_mm.')
+            or _is_module(kind)
         ):
             raise ValueError(
                 f'the config in the checkpoint asks for {kind!r}, which may be any code; name a config with --config'

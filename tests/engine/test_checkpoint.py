@@ -201,37 +201,51 @@ def test_an_interruption_waits_for_the_step_of_an_accumulation(tmp_path, image_f
     assert not hook._watch.is_alive()
 
 
-@pytest.mark.parametrize('epoch', [1, 2])
-def test_a_validation_is_given_up(tmp_path, image_folder, epoch):
-    """The run goes on after it; after the last one there is nothing to go on with, and its checkpoint is there."""
+@pytest.mark.parametrize(('epoch', 'averaged'), [(1, False), (2, False), (1, True)])
+def test_a_validation_is_given_up(tmp_path, image_folder, epoch, averaged):
+    """The run goes on after it, if any is left; with the weights that were trained, not with averages of them."""
     config = run_config(tmp_path / 'config.py', image_folder, epochs=2)
-    config.write_text(
-        config.read_text() + 'val_dataloader, val_evaluator, val_cfg = test_dataloader, test_evaluator, dict()\n'
-    )
+    with open(config, 'a', encoding='utf-8') as text:
+        text.write('val_dataloader, val_evaluator, val_cfg = test_dataloader, test_evaluator, dict()\n')
+        text.write("custom_hooks = [dict(type='EMAHook', momentum=0.5)]\n" if averaged else '')
     validated = []
 
     class Ask(Hook):
         def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             validated.append((runner.epoch, batch_idx))
-            if runner.epoch == epoch and not runner._resume:
+            if runner.epoch == epoch:
                 signal.raise_signal(signal.SIGTERM)
 
-    def train(work, **options):
+    def train(work, asked=False, **options):
         cfg = read_config(str(config), {'default_hooks.curves': None, **options}, str(tmp_path / work))
-        cfg.experiment_name = f'{tmp_path.name}_{work}_{len(options)}'
+        cfg.experiment_name = f'{tmp_path.name}_{work}_{asked}'
         prepare(cfg)
         runner = Runner.from_cfg(cfg)
-        runner.register_hook(Ask())
+        if asked:
+            runner.register_hook(Ask())
         runner.train()
 
     with pytest.raises(Interrupted) as interrupted:
-        train('a')
+        train('a', asked=True)
     assert validated[-1] == (epoch, 0)
-    saved = ['epoch_1.pth', 'interrupted_2.pth'] if epoch == 1 else ['epoch_1.pth', 'epoch_2.pth']
-    assert names(tmp_path / 'a') == saved and str(interrupted.value).endswith(saved[-1])
-    train('a', load_from=str(tmp_path / 'a' / saved[-1]), resume=True)
-    assert names(tmp_path / 'a') == ['epoch_1.pth', 'epoch_2.pth']
-    assert torch.load(tmp_path / 'a/epoch_2.pth', weights_only=False)['meta']['iter'] == 4
+    saved = tmp_path / f'a/interrupted_{2 * epoch}.pth'
+    assert saved.is_file() and str(interrupted.value).endswith(str(saved))
+    train('a', load_from=str(saved), resume=True)
+    assert names(tmp_path / 'a') == ['epoch_1.pth', 'epoch_2.pth'] + [saved.name] * (epoch == 2)
+    train('b')
+    end, wanted = (torch.load(tmp_path / work / 'epoch_2.pth', weights_only=False) for work in 'ab')
+    assert end['meta']['iter'] == 4
+    for part in ('state_dict', 'ema_state_dict')[: 1 + averaged]:
+        for name, value in wanted[part].items():
+            assert torch.equal(end[part][name], value), (part, name)
+
+
+def test_a_validation_alone_is_not_listened_to(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder, {})
+    runner._val_dataloader, runner._val_evaluator = runner._test_dataloader, runner._test_evaluator
+    runner._val_loop = dict()
+    metrics = runner.val()
+    assert metrics and min(metrics.values()) > 0, metrics
 
 
 @pytest.mark.parametrize('fails', [False, True])

@@ -154,6 +154,23 @@ def test_a_damaged_one_in_a_folder_of_its_own_is_skipped(tmp_path):
     assert latest_checkpoint(tmp_path / 'work') == before
 
 
+def test_other_folders_have_no_say(tmp_path, monkeypatch):
+    """Not that which a copy was made of, and not the current one, if the note is empty."""
+    save(tmp_path / 'a/iter_10.pth', age=30)
+    last = save(tmp_path / 'a/iter_20.pth', age=20)
+    lock(tmp_path / 'a').close()
+    name_last(tmp_path / 'a', last)
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    (tmp_path / 'b/iter_20.pth').unlink()
+    later = save(tmp_path / 'a/iter_30.pth')
+    os.utime(later, (time.time() + 9,) * 2)
+    assert latest_checkpoint(tmp_path / 'b') in (last, tmp_path / 'b/iter_10.pth')
+    save(tmp_path / 'c/iter_40.pth')
+    monkeypatch.chdir(tmp_path / 'c')
+    (tmp_path / 'b/last_checkpoint').write_text('')
+    assert latest_checkpoint(tmp_path / 'b') == tmp_path / 'b/iter_10.pth'
+
+
 def test_a_damaged_one_that_is_named_is_refused(tmp_path):
     path = save(tmp_path / 'epoch_1.pth')
     content = bytearray(path.read_bytes())

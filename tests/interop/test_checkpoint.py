@@ -1,3 +1,4 @@
+import importlib
 import os
 import pickle
 
@@ -96,3 +97,16 @@ def test_model_that_does_not_fit(tmp_path):
         load_model(tmp_path / 'y.pth', config)
     with pytest.raises(FileNotFoundError, match='no config'):
         load_model(tmp_path / 'x.pth', tmp_path / 'none.py')
+
+
+def test_a_folder_of_that_name_is_no_reason_to_refuse(tmp_path, monkeypatch):
+    """Beside a clone, say; importing it would run nothing."""
+    (tmp_path / 'LayerNorm').mkdir()
+    (tmp_path / 'BootMAE').mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    text = 'model = dict(type="bootmae_mm.BootMAE", norm_cfg=dict(type="LayerNorm"))'
+    assert config_of(dict(meta=dict(cfg=text))).model.norm_cfg.type == 'LayerNorm'
+    (tmp_path / 'LayerNorm/__init__.py').write_text('')
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match="asks for 'LayerNorm', which may be any code"):
+        config_of(dict(meta=dict(cfg=text)))

@@ -57,9 +57,12 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.keep_ckpt_ids: deque = deque()
         failure: list[str | None] = [None]
         if is_main_process():
-            self._remove(self._outdated(kept))
-            if '://' not in str(self.out_dir):
-                failure[0] = self._make_room(runner)
+            try:
+                self._remove(self._outdated(kept))
+                if '://' not in str(self.out_dir):
+                    failure[0] = self._make_room(runner)
+            except OSError as error:
+                failure[0] = str(error)
         broadcast_object_list(failure)
         if failure[0] is not None:
             raise OSError(failure[0])
@@ -69,8 +72,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         needed = checkpoint_bytes(runner)
         folder = Path(self.out_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob('.*.pth.part'):
-            part.unlink(missing_ok=True)
+        if self.out_dir == runner.work_dir:  # which is locked: no other run is writing
+            for part in folder.glob('.*.pth.part'):
+                part.unlink(missing_ok=True)
         free = shutil.disk_usage(self.out_dir).free
         count = max(self.max_keep_ckpts, 0) + 1
         if free < needed:

@@ -170,13 +170,20 @@ class InterruptionHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
     ) -> None:
         """Give the validation up, if this is the only process."""
-        # mmengine's EMAHook has the averaged weights in the model's place now.
-        if self._group is None and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
-            self.after_val_epoch(runner)
+        if self._before and self._group is None and self._asked is not None:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # the averaged weights are in the model's place now
+                    hook.after_val_epoch(runner)
+            self._save_after(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Save and end if it is time. (Outside of training nothing listens.)"""
-        if self._before and runner.iter % runner.optim_wrapper._accumulative_counts == 0 and self._agreed():
+        """Save and end if it is time, and the run not over. (Outside of training nothing listens.)"""
+        if self._before and runner.iter < runner.max_iters and self._agreed():
+            self._save_after(runner)
+
+    def _save_after(self, runner: Runner) -> None:
+        """Save after an iteration that is counted already."""
+        if runner.iter % runner.optim_wrapper._accumulative_counts == 0 or runner.iter >= runner.max_iters:
             self._save(runner, runner.iter)
 
     def _left(self) -> float:
@@ -186,9 +193,6 @@ class InterruptionHook(Hook):
     def _save(self, runner: Runner, done: int) -> None:
         hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
         folder = runner.work_dir if hook is None else hook.out_dir
-        if done >= runner.max_iters:  # what is left is a validation; the last checkpoint is written
-            self._saved = Path(getattr(hook, 'last_ckpt', None) or folder)
-            raise Interrupted(str(self._saved), self.status, self._left())
         name = f'interrupted_{done}.pth'
         path = Path(folder, name)
         runner.logger.warning(f'{self._asked or "another process was interrupted"}: saving {path}')
