@@ -163,8 +163,12 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, uninterrupted, number):
     process = start(config, work_dir)
     wait_for(process, work_dir, 2 + 4 * number)
     limit = time.monotonic() + 60
-    while not list(work_dir.glob('.iter_*.part')) and time.monotonic() < limit:
-        pass
+    while time.monotonic() < limit:
+        if list(work_dir.glob('.iter_*.part')):
+            os.killpg(process.pid, signal.SIGSTOP)
+            if list(work_dir.glob('.iter_*.part')):  # not renamed in between
+                break
+            os.killpg(process.pid, signal.SIGCONT)
     (left,) = kill_and_resume(process, config, work_dir, wanted)
     assert left.name.startswith('.iter_')
 
