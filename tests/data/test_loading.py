@@ -156,6 +156,17 @@ def test_too_many_unreadable_images_stop_the_run_and_are_named(image_folder):
         list(loader(image_folder, 1, max_unreadable=0.2))
 
 
+@pytest.mark.parametrize('writable', [True, False])
+def test_where_unreadable_images_cannot_be_named_training_goes_on(image_folder, tmp_path, writable):
+    """A folder has the file's name; or a full disk has cut its last line inside a character."""
+    broken(image_folder, ['a broken.jpg'])
+    out = tmp_path / 'unreadable.txt'
+    out.write_bytes(b'caf\xc3') if writable else out.mkdir()
+    batches = list(loader(image_folder, 0, max_unreadable=0.2, unreadable_file=str(out)))
+    assert sum(len(batch['inputs']) for batch in batches) == 9
+    assert not writable or b'a broken.jpg' in out.read_bytes()
+
+
 def test_unreadable_error_survives_pickling():
     import pickle
 

@@ -285,6 +285,13 @@ def test_pictures_during_training(tmp_path, image_folder):
     assert runner.model.training
 
 
+def test_curves_that_cannot_be_written_end_no_run(tmp_path, image_folder):
+    runner = make_runner(tmp_path, image_folder)
+    (tmp_path / 'work/curves.png').mkdir()
+    runner.train()
+    assert (tmp_path / 'work/epoch_3.pth').is_file()
+
+
 def test_evaluation_on_held_out_images(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder)
     runner.model.init_weights()

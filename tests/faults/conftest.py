@@ -2,6 +2,11 @@
 
 from collections import Counter
 
+import pytest
+
+from tests.conftest import run_config, write_images
+from tests.faults.runs import STEPS, run
+
 
 def pytest_collection_modifyitems(items):
     """The hour's training first: the other tests run beside it."""
@@ -29,3 +34,23 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
         terminalreporter.write_line(f'\n{"fault":60} tries  survived  lost')
         for fault, count in tried.items():
             terminalreporter.write_line(f'{fault:60} {count:5}  {survived[fault]:8}  {count - survived[fault]:4}')
+
+
+@pytest.fixture(scope='session')
+def uninterrupted(tmp_path_factory):
+    """The end of a run that nothing happened to, for one and two processes: made once."""
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    images = write_images(folder / 'images', 8)
+    made = {}
+
+    def end(processes):
+        if processes not in made:
+            config = run_config(
+                folder / f'config{processes}.py', images, batch_size=2, workers=2, accumulate=2, epochs=6 * processes
+            )
+            status, said = run(config, folder / f'work{processes}', processes=processes)
+            assert status == 0, said[-3000:]
+            made[processes] = config, folder / f'work{processes}/iter_{STEPS}.pth'
+        return made[processes]
+
+    return end

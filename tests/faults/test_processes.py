@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, run_config
-from tests.faults.test_interruptions import OPTIONS, ranks, start, tries, wait_for
+from tests.faults.runs import OPTIONS, ranks, start, tries, wait_for
 from tests.faults.test_soak import children
 from tests.tools.test_tools import ENVIRONMENT, free_port
 

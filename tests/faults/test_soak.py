@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import run_config, write_images
-from tests.faults.test_interruptions import start
+from tests.faults.runs import start
 
 WARM_UP = 12.0  # minutes that are left out: caches fill, allocators find their size
 

@@ -17,7 +17,7 @@ from mmengine.visualization import Visualizer
 
 from bootmae_mm.engine.launch import read_config
 from tests.conftest import ROOT, run_config, write_images
-from tests.faults.test_interruptions import tries
+from tests.faults.runs import tries
 
 TOOL = runpy.run_path(str(ROOT / 'tools/train.py'))
 EDGES = [8, 16, 24, 32, 40, 48, 33, 1, 0, -16, 2048, 32.0, 'large', None, True, float('nan')]

@@ -1,0 +1,97 @@
+"""Real runs of tools/train.py: started, waited for, compared."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.tools.test_tools import ENVIRONMENT, free_port
+
+STEPS = 24  # 8 images in batches of 2, 6 epochs
+OPTIONS = [
+    'default_hooks.checkpoint.by_epoch=False',
+    'default_hooks.checkpoint.interval=2',
+    'default_hooks.checkpoint.max_keep_ckpts=3',
+]
+
+
+def command(config, work_dir, *arguments, processes=1, options=OPTIONS):
+    tool = [sys.executable, ROOT / 'tools/train.py', config]
+    if processes > 1:
+        tool = [ROOT / 'tools/dist_train.sh', config, processes]
+    return [str(part) for part in (*tool, '--work-dir', work_dir, *arguments, '--cfg-options', *options)]
+
+
+def start(*arguments, restarts=0, stdout=subprocess.PIPE, environment=None, prefix=(), **options):
+    return subprocess.Popen(
+        [*prefix, *command(*arguments, **options)],
+        cwd=ROOT,
+        env={**ENVIRONMENT, 'PORT': free_port(), 'MAX_RESTARTS': str(restarts), **(environment or {})},
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments, **options):
+    process = start(*arguments, **options)
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def steps_logged(work_dir):
+    """The last iteration that the newest log has."""
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    lines = logs[-1].read_text().splitlines() if logs else []
+    return max((json.loads(line).get('step', 0) for line in lines if line.endswith('}')), default=0)
+
+
+def wait_for(process, work_dir, step, logs=0, limit=120):
+    """Wait until a run has logged an iteration; ``logs`` is how many logs there were before it."""
+    end = time.monotonic() + limit
+    over = False
+    while not over:
+        over = time.monotonic() > end or process.poll() is not None  # looked at once more after that
+        if len(list(Path(work_dir).glob('*/vis_data/scalars.json'))) > logs and steps_logged(work_dir) >= step:
+            return
+        time.sleep(0.002)
+    process.kill()
+    said = process.stdout.read()[-3000:] if process.stdout else ''
+    pytest.fail(f'iteration {step} was not reached, but {steps_logged(work_dir)}; status {process.poll()}\n{said}')
+
+
+def ranks(launcher):
+    """The processes that torchrun started: children of a child of the script, not workers of their loaders."""
+
+    def children(pid):
+        return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+    (torchrun,) = (pid for pid in children(launcher.pid) if 'torch' in Path(f'/proc/{pid}/cmdline').read_text())
+    return [pid for pid in children(torchrun) if 'train.py' in Path(f'/proc/{pid}/cmdline').read_text()]
+
+
+def assert_equal(one, other):
+    """Two checkpoints hold the same bits: student, teacher, optimizer, schedules."""
+    one, other = (torch.load(path, weights_only=False) for path in (one, other))
+    assert one['state_dict'].keys() == other['state_dict'].keys()
+    for name, value in one['state_dict'].items():
+        assert torch.equal(other['state_dict'][name], value), name
+    assert one['optimizer']['param_groups'] == other['optimizer']['param_groups']
+    for index, values in one['optimizer']['state'].items():
+        for name, value in values.items():
+            assert torch.equal(other['optimizer']['state'][index][name], value), (index, name)
+    assert one['param_schedulers'] == other['param_schedulers']
+    assert all(one['meta'][name] == other['meta'][name] for name in ('epoch', 'iter'))
+
+
+def tries(short, long):
+    """How often a fault is tried: `make test-faults` asks for the long form."""
+    return pytest.mark.parametrize(
+        'number', [pytest.param(i, marks=[] if i < short else [pytest.mark.long]) for i in range(long)]
+    )
