@@ -91,17 +91,15 @@ def main() -> None:
     from mmengine.logging import print_log
 
     from bootmae_mm.engine.hooks.interruption import Interrupted
-    from bootmae_mm.engine.launch import cause_of, finish
+    from bootmae_mm.engine.launch import cause_of, finish, launched_rank
     from bootmae_mm.engine.recovery import choose_start, lock
     from bootmae_mm.interop.checkpoint import reason_of
 
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    rank = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK').get(args.launcher, '')
-    first = int(os.environ.get(rank, 0)) == 0
     try:
         cfg = configured(args)
         # Held until this process ends, however it ends.
-        held = lock(cfg.work_dir, restarted) if first else None
+        held = lock(cfg.work_dir, restarted) if launched_rank(args.launcher) == 0 else None
         choose_start(cfg, args.resume, restarted)
     except (ValueError, TypeError, OSError) as error:
         raise SystemExit(f'error: {error}') from error

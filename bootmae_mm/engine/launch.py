@@ -140,6 +140,16 @@ def prepare(cfg: Config, training: bool = True) -> None:
         cfg.model_wrapper_cfg = wrapper
 
 
+def launched_rank(launcher: str) -> int:
+    """Number of this process among all, by what its launcher says; known before the processes have met.
+
+    Args:
+        launcher: Of ``--launcher``. What another one says is of no account: a batch job of Slurm may start mpirun.
+    """
+    name = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK').get(launcher, '')
+    return int(os.environ.get(name, 0))
+
+
 def finish(launcher: str = 'none', status: int = 0, within: float | None = None) -> None:
     """Leave the process group, if there is one, together with the other processes; the last thing that a tool does.
 

@@ -4,8 +4,15 @@ from mmengine import Config
 from mmengine.runner import Runner
 
 from bootmae_mm.engine.checks import check_checkpoint, check_loader, check_same_classes
-from bootmae_mm.engine.launch import cause_of, finish, prepare, read_config, use_amp
+from bootmae_mm.engine.launch import cause_of, finish, launched_rank, prepare, read_config, use_amp
 from tests.conftest import ROOT, run_config
+
+
+@pytest.mark.parametrize(('launcher', 'rank'), [('pytorch', 1), ('slurm', 2), ('mpi', 3), ('none', 0)])
+def test_the_rank_is_that_of_the_launcher_in_use(monkeypatch, launcher, rank):
+    for name, value in (('RANK', '1'), ('SLURM_PROCID', '2'), ('OMPI_COMM_WORLD_RANK', '3')):
+        monkeypatch.setenv(name, value)
+    assert launched_rank(launcher) == rank
 
 
 def test_data_root_reaches_every_dataset(tmp_path, image_folder):
