@@ -94,12 +94,12 @@ def packed_pipelines(cfg: Config, folder: str, out: Path) -> dict[str, dict]:
     return options
 
 
-def one_core(options: dict, repeats: int) -> Iterator[float]:
+def one_core(options: dict, batch: int, repeats: int) -> Iterator[float]:
     """Seconds an image of the dataset and the collate function alone, in this process with one thread, pass by pass."""
     dataset, collate = _dataset(options), _collate(options)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    batch = min(64, len(dataset))
+    batch = min(batch, len(dataset))
     try:
         for repeat in range(repeats):
             start = time.perf_counter()
@@ -176,7 +176,7 @@ def measure_loader(
     Returns:
         For every pipeline ``name``, ``one_core``, ``ratio`` (to the first pipeline, on one core), ``workers`` (a dict).
     """
-    runs = {name: one_core(option, repeats + 1) for name, option in options.items()}
+    runs = {name: one_core(option, batch, repeats + 1) for name, option in options.items()}
     for run in runs.values():
         next(run)  # reads the files once
     taken: dict[str, list[float]] = {name: [] for name in options}
