@@ -11,16 +11,19 @@ TRAINED = 3
 TRAINED_FIRST = 2
 
 
-def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int = 1) -> dict[str, float]:
+def step_macs(
+    model: BootMAE, num_masked: int, needed: bool = False, masks: int = 1, batch: int = 1
+) -> dict[str, float]:
     """Multiply-adds an image of a training step: products of matrices (attention's included), nothing else.
 
     Args:
         model: Of a pretraining config.
         num_masked: Masked patches of an image, M.
         needed: False: the method as written down, all tokens in all blocks; what throughput is compared by, whatever a
-            program saves. True: what is computed here, where the last blocks answer for masked patches only and the
-            student embeds the kept ones only.
+            program saves. True: what is computed here, where the last blocks answer for masked patches only, the
+            student embeds the kept ones only, and mask tokens are projected once a batch.
         masks: Of each image; the teacher sees it once.
+        batch: Masks of a batch, by which what is done once is divided; for ``needed``.
 
     Returns:
         ``student``, ``teacher``, ``pixel`` and ``feature`` (decoder and head), those that there are -> multiply-adds,
@@ -49,6 +52,7 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int 
             decoder = model.neck.decoders[name]
             parts[name] = TRAINED * (
                 _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
+                - (_shared(decoder, num_masked, patches, batch) if needed else 0)
                 + answers * head.projection.weight.numel()
             )
     return {name: macs if name == 'teacher' else masks * macs for name, macs in parts.items()}
@@ -76,6 +80,14 @@ def _decoder(decoder: TargetAwareDecoder, embed_dims: int, visible: int, num_mas
     total = visible * embed_dims * decoder.width
     total += sum(_decoder_block(block, tokens, visible) for block in blocks[:-1])
     return total + _decoder_block(blocks[-1], tokens, visible, num_masked if needed else None)
+
+
+def _shared(decoder: TargetAwareDecoder, num_masked: int, patches: int, batch: int) -> float:
+    """What an image is spared where the first block projects the mask tokens of a batch once."""
+    if len(decoder.blocks) == 1 or batch * num_masked <= patches:
+        return 0
+    attention = decoder.blocks[0].self_attn
+    return (num_masked - patches / batch) * (attention.q.weight.numel() + attention.kv.weight.numel())
 
 
 def _decoder_block(block: DecoderBlock, tokens: int, visible: int, queries: int | None = None) -> int:

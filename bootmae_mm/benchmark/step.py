@@ -133,7 +133,7 @@ def measure_step(step: TrainingStep, warmup: int, repeats: int) -> dict:
     seconds = statistics.median(seconds_of(step, step.device, warmup, repeats))
     memory = peak_memory(step.device)
     rows, num_masked = step.data['ids_mask'].shape
-    macs, needed = (step_macs(step.model, num_masked, needed, rows // step.batch) for needed in (False, True))
+    macs, needed = (step_macs(step.model, num_masked, needed, rows // step.batch, rows) for needed in (False, True))
     flops = 2 * sum(macs.values()) * step.batch / seconds
     ceiling = matrix_ceiling(step.device, step.dtype)
     return dict(

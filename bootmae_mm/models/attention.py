@@ -10,6 +10,7 @@ from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
 from .relative_position import RelativePositionBias
+from .tokens import SharedTokens
 
 
 def without_key_bias(bias: Tensor | None, before: int, keys: int) -> Tensor | None:
@@ -156,6 +157,13 @@ def pad_heads(x: Tensor, dim: int, head_width: int, padded: int) -> Tensor:
     return F.pad(x.unflatten(dim, (-1, head_width)), [0] * after + [0, padded - head_width]).flatten(dim, dim + 1)
 
 
+def project(tokens: Tensor | SharedTokens, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer: (B, N, D) -> (B, N, weight's rows)."""
+    if isinstance(tokens, SharedTokens):
+        return tokens.map(lambda part: F.linear(part, weight, bias)).joined()
+    return F.linear(tokens, weight, bias)
+
+
 class DecoderAttention(nn.Module):
     """Attention of the decoders: queries from one sequence, keys and values from the same or another.
 
@@ -179,7 +187,7 @@ class DecoderAttention(nn.Module):
         self.kv = nn.Linear(context_dims, 2 * self.inner_dims)
         self.proj = nn.Linear(self.inner_dims, query_dims)
 
-    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+    def forward(self, query: Tensor | SharedTokens, context: Tensor | SharedTokens) -> Tensor:
         """(B, Q, query_dims), (B, N, context_dims) -> (B, Q, query_dims)."""
         query_weight, query_bias = self.q.weight, self.q.bias
         weight, bias = self.kv.weight, without_key_bias(self.kv.bias, 0, self.inner_dims)
@@ -191,7 +199,7 @@ class DecoderAttention(nn.Module):
                 pad_heads(x, 0, head_width, padded) for x in (query_weight, query_bias, weight, bias)
             )
             out_weight = pad_heads(out_weight, 1, head_width, padded)
-        q = F.linear(query, query_weight, query_bias)
-        k, v = F.linear(context, weight, bias).chunk(2, dim=2)
+        q = project(query, query_weight, query_bias)
+        k, v = project(context, weight, bias).chunk(2, dim=2)
         out = attend(q, k, v, self.num_heads, scale=head_width**-0.5)
         return F.linear(out, out_weight, self.proj.bias)

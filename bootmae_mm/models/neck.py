@@ -11,7 +11,7 @@ from bootmae_mm.registry import MODELS
 from bootmae_mm.values import integer, number
 
 from .attention import DecoderAttention
-from .tokens import sincos_pos_embed, take_tokens
+from .tokens import SharedTokens, sincos_pos_embed
 
 
 class DecoderBlock(nn.Module):
@@ -37,11 +37,11 @@ class DecoderBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(dims, eps=eps)
         self.mlp = FFN(dims, int(dims * mlp_ratio), act_cfg=dict(type='GELU'))
 
-    def forward(self, x: Tensor, context: Tensor | None, num_queries: int | None = None) -> Tensor:
+    def forward(self, x: Tensor | SharedTokens, context: Tensor | None, num_queries: int | None = None) -> Tensor:
         """Decode.
 
         Args:
-            x: (B, N, dims).
+            x: (B, N, dims). :class:`SharedTokens` with all queries only.
             context: Injected features, (B, 1 + V, context_dims); None without injection.
             num_queries: Compute only the last so many tokens; keys and values of the self-attention are still those
                 of all. Exact where the others are not needed.
@@ -49,11 +49,14 @@ class DecoderBlock(nn.Module):
         Returns:
             Tensor (B, N or num_queries, dims).
         """
-        normed = self.self_norm(x)
-        if num_queries is None:
-            x = x + self.self_attn(normed, normed)
+        if isinstance(x, SharedTokens):
+            assert num_queries is None
+            shared, x = x.map(self.self_norm), x.joined()
+            x = x + self.self_attn(shared, shared)
         else:
-            x = x[:, -num_queries:] + self.self_attn(normed[:, -num_queries:], normed)
+            normed = self.self_norm(x)
+            queries = slice(None) if num_queries is None else slice(-num_queries, None)
+            x = x[:, queries] + self.self_attn(normed[:, queries], normed)
         if self.injects:
             x = x + self.cross_attn(self.query_norm(x), self.context_norm(context))
         return self.mlp(self.mlp_norm(x), identity=x)
@@ -120,9 +123,11 @@ class TargetAwareDecoder(BaseModule):
         Returns:
             Tensor (B, M, width), in the order of ``ids_mask``; with ``ids_keep`` (B, V + M, width), kept ones first.
         """
-        masked = self.mask_token + take_tokens(self.pos_embed[:, 1:], ids_mask)
         # Under autocast the mask tokens are float32 and so is, then, the residual stream, as in the authors' program.
-        x = torch.cat([self.embed(latent), masked], dim=1)
+        tokens = SharedTokens(self.embed(latent), (self.mask_token + self.pos_embed[:, 1:])[0], ids_mask)
+        # The table has a row for every patch of an image: a batch with fewer masked patches is faster without.
+        shares = len(self.blocks) > 1 and ids_mask.numel() > len(tokens.table)
+        x = tokens if shares else tokens.joined()
         for block in self.blocks[:-1]:
             x = block(x, context)
         queries = ids_mask.shape[1] + (0 if ids_keep is None else ids_keep.shape[1])

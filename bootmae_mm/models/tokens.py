@@ -6,7 +6,8 @@ patches are meant, and nothing is ever put back in image order (attention does n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,32 @@ def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     if tokens.shape[0] == 1:  # shared by the batch, such as a position embedding
         return tokens[0][ids]
     return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+class SharedTokens(NamedTuple):
+    """Tokens (B, N + M, D), the last M of which all images take from one table.
+
+    Mask tokens are such: they differ by their place only. What is done to each token by itself is then done to the
+    table, once a batch.
+
+    Attributes:
+        own: Of each image, (B, N, D).
+        table: (L, D).
+        ids: Rows of the table, (B, M).
+    """
+
+    own: Tensor
+    table: Tensor
+    ids: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SharedTokens:
+        """Apply what treats every token by itself, such as a norm or a linear layer."""
+        return SharedTokens(function(self.own), function(self.table), self.ids)
+
+    def joined(self) -> Tensor:
+        """The tokens of every image, (B, N + M, D)."""
+        # The gradient of an embedding adds up faster than that of an index.
+        return torch.cat([self.own, F.embedding(self.ids, self.table)], dim=1)
 
 
 def take_patches(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:

@@ -35,7 +35,7 @@ def test_what_is_computed_is_what_torch_counts(part):
     # The counter knows the plain form of attention.
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.parse_losses(model.loss(**data))[0].backward()
-    wanted = sum(step_macs(model, data['ids_mask'].shape[1], needed=True).values())
+    wanted = sum(step_macs(model, data['ids_mask'].shape[1], needed=True, batch=2).values())
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(wanted, rel=1e-6)
 
 
@@ -49,5 +49,5 @@ def test_several_masks_cost_the_teacher_once(masks):
     data['inputs'] = data['inputs'][:2]
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.parse_losses(model.loss(**data))[0].backward()
-    wanted = sum(step_macs(model, data['ids_mask'].shape[1], needed=True, masks=masks).values())
+    wanted = sum(step_macs(model, data['ids_mask'].shape[1], needed=True, masks=masks, batch=2 * masks).values())
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(wanted, rel=1e-6)

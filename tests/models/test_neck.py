@@ -33,6 +33,32 @@ def test_shortened_last_block_equals_the_whole_one():
     torch.testing.assert_close(whole[:, 7:], short)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_mask_tokens_that_images_share_are_those_of_each(dtype):
+    """A batch has the outputs and the gradients of its images alone, whose masked patches are too few for a table."""
+    decoder = TargetAwareDecoder(24, 16, 3, 3, (4, 6), context_block=0)
+    decoder.init_weights()
+    latent, context, ids = inputs()
+    latent.requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
+        together = decoder(latent, context[0], ids)
+        alone = torch.cat([decoder(latent[i : i + 1], context[0][i : i + 1], ids[i : i + 1]) for i in range(2)])
+    near = dict(rtol=1e-5, atol=1e-6) if dtype == torch.float32 else dict(rtol=0.02, atol=0.02)
+    torch.testing.assert_close(together, alone, **near)
+    parameters = [latent, *decoder.parameters()]
+    wanted, gradients = (
+        torch.autograd.grad(out.float().square().sum(), parameters, retain_graph=True, allow_unused=True)
+        for out in (alone, together)
+    )
+    assert len([value for value in wanted if value is not None]) > 20
+    for one, other in zip(gradients, wanted, strict=True):
+        if one is None:
+            assert other is None
+            continue
+        scale = other.abs().max()
+        torch.testing.assert_close(one / scale, other / scale, **near)
+
+
 def test_each_decoder_hears_its_own_block():
     neck = BootMAENeck(**FACTS, pixel=dict(width=16, context_block=0), feature=dict(context_block=2))
     latent, context, ids = inputs()
