@@ -5,6 +5,7 @@ Examples:
     python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 256
     python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 8 --dtype float32 --against mae
     python tools/benchmark.py step CONFIG --against authors --authors-path ~/BootMAE
+    python tools/benchmark.py levers configs/pretrain/bootmae_vitb.py --batch 256
     python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --images /your/images --workers 4 8 16
     python tools/benchmark.py train configs/pretrain/bootmae_vitb.py --batch 256 --workers 12
     python tools/benchmark.py scale configs/pretrain/bootmae_vitb.py --processes 1 2 4 8 --batch 256
@@ -57,6 +58,10 @@ def parse_args() -> argparse.Namespace:
     step.add_argument('--compile', action='store_true', help='blocks through torch.compile; also in turns without')
     step.add_argument('--picture', help='draw where the time goes into this PNG')
     step.add_argument('--authors-path', help='a checkout of github.com/LightDXY/BootMAE')
+
+    single = part('levers', 'parts of a step in a plain form and in the one that is used, in turns')
+    of_steps(single, 8)
+    single.add_argument('--warmup', type=int, default=3, help='calls before (default: 3)')
 
     loader = part('loader', 'images a second of the loader')
     loader.add_argument('--images', help='folder of images (default: photographs made on the spot)')
@@ -183,6 +188,25 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
     return result
 
 
+def bench_levers(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
+    """Single levers."""
+    from bootmae_mm.benchmark.levers import measure_levers
+    from bootmae_mm.benchmark.step import TrainingStep
+    from bootmae_mm.data import MaskSampling
+
+    step = TrainingStep(cfg, args.batch, device, args.dtype)
+    results = measure_levers(step, MaskSampling(**cfg.train_dataloader.dataset.masking), args.warmup, args.repeats)
+    print(f'batch {args.batch}, {str(step.dtype).removeprefix("torch.")}; milliseconds\n')
+    rows(
+        [('', 'plain', 'used', 'times')]
+        + [
+            (item['name'], item['before_ms'], item['after_ms'], f'{item["before_ms"] / item["after_ms"]:.2f}')
+            for item in results
+        ]
+    )
+    return dict(levers=results)
+
+
 def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """Pipelines beside each other."""
     from bootmae_mm.benchmark.loader import mask_share, measure_loader, packed_pipelines, pipelines
@@ -253,8 +277,8 @@ def main() -> None:
     print(f'{device_name(device)}, torch {torch.__version__}', flush=True)
     try:
         cfg = read_config(args.config, args.cfg_options)
-        measure = dict(step=bench_step, loader=bench_loader, train=bench_train, scale=bench_scale)[args.what]
-        result = measure(args, cfg, device)
+        measure = dict(step=bench_step, levers=bench_levers, loader=bench_loader, train=bench_train, scale=bench_scale)
+        result = measure[args.what](args, cfg, device)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     except ImportError as error:

@@ -268,7 +268,7 @@ class BootMAEViT(VisionTransformer):
         Returns:
             The latent (B, 1 + V, D) after the final norm, and the outputs of ``context_blocks`` *before* it, by block.
         """
-        x = self._embed_kept(images, ids_keep)
+        x = self.embed_kept(images, ids_keep)
         context = {}
         for index, layer in enumerate(self.layers):
             x = layer(x)
@@ -289,7 +289,7 @@ class BootMAEViT(VisionTransformer):
         Returns:
             Tensor (B, M, D).
         """
-        x = self.drop_after_pos(self._embed_all(images))
+        x = self.drop_after_pos(self.embed_all(images))
         x = self.pre_norm(x)
         for layer in self.layers[:-1]:
             x = layer(x)
@@ -297,13 +297,13 @@ class BootMAEViT(VisionTransformer):
         x = last(x, take_tokens(x, ids + self.num_extra_tokens))
         return self.ln1(x) if norm else x
 
-    def _embed_all(self, images: Tensor) -> Tensor:
+    def embed_all(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + L, D), with positions."""
         self._check_images(images)
         x, _ = self.patch_embed(images)
         return torch.cat([self._placed_cls_token(len(x)), x + self.pos_embed[:, self.num_extra_tokens :]], dim=1)
 
-    def _embed_kept(self, images: Tensor, ids_keep: Tensor) -> Tensor:
+    def embed_kept(self, images: Tensor, ids_keep: Tensor) -> Tensor:
         """(B, C, H, W), (B, V) -> (B, 1 + V, D), with positions; a convolution of the kept patches only."""
         self._check_images(images)
         projection = self.patch_embed.projection
