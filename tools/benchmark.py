@@ -209,19 +209,24 @@ def bench_levers(args: argparse.Namespace, cfg: Config, device: torch.device) ->
 
 def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """Pipelines beside each other."""
-    from bootmae_mm.benchmark.loader import mask_share, measure_loader, packed_pipelines, pipelines
+    from bootmae_mm.benchmark.loader import OWN, mask_share, measure_loader, packed_pipelines, pipelines
 
     folder = photographs(args.images)
     options = pipelines(cfg, folder)
     if args.images is None:
         options.update(packed_pipelines(cfg, folder, Path(PHOTOGRAPHS).parent / 'packed'))
     results = measure_loader(options, args.workers, cfg.train_dataloader.batch_size, args.seconds, args.repeats)
-    masks = mask_share(cfg, next(item for item in results if item['name'] == 'this config')['one_core'])
+    masks = mask_share(cfg, next(item for item in results if item['name'] == OWN)['one_core'])
     print('images a second\n')
     rows(
         [('', 'one core', 'ratio', *(f'{count} workers' for count in args.workers))]
         + [
-            (item['name'], item['one_core'], f'{item["ratio"]:.2f}', *(float(x) for x in item['workers'].values()))
+            (
+                item['name'],
+                item['one_core'],
+                f'{item["ratio"]:.2f}',
+                *(item['workers'].get(str(count), '') for count in args.workers),
+            )
             for item in results
         ]
     )

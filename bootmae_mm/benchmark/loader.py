@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from bootmae_mm.data.decoding import decode
 from bootmae_mm.data.samplers import SeededIndex
+from bootmae_mm.data.transforms import RandomResizedCrop
 
+# Images of a pass on one core at most: a folder may hold a million.
+ONE_PASS = 1024
+# Name of the pipeline as the config has it.
+OWN = 'this config'
 # mmpretrain's own pipeline for MAE (configs/_base_/datasets/imagenet_bs512_mae.py).
 MMPRETRAIN_PIPELINE = [
     dict(type='LoadImageFromFile'),
@@ -75,7 +83,7 @@ def pipelines(cfg: Config, folder: str) -> dict[str, dict]:
     return {
         'mmpretrain MAE': dict(own, dataset=theirs, collate_fn=dict(type='default_collate')),
         'this config, Pillow': dict(own, dataset=exact),
-        'this config': own,
+        OWN: own,
     }
 
 
@@ -83,7 +91,7 @@ def packed_pipelines(cfg: Config, folder: str, out: Path) -> dict[str, dict]:
     """Loader configs that read packs of the images, made in ``out`` if they are not there: pixels, and JPEG."""
     from bootmae_mm.data.packing import FORMATS, PackOptions, pack
 
-    own = pipelines(cfg, folder)['this config']
+    own = pipelines(cfg, folder)[OWN]
     names = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob('*.jpg'))
     options = {}
     for kind in FORMATS:
@@ -94,25 +102,60 @@ def packed_pipelines(cfg: Config, folder: str, out: Path) -> dict[str, dict]:
     return options
 
 
-def one_core(options: dict, batch: int, repeats: int) -> Iterator[float]:
-    """Seconds an image of the dataset and the collate function alone, in this process with one thread, pass by pass."""
-    dataset, collate = _dataset(options), _collate(options)
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread, as in a worker of a loader."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    batch = min(batch, len(dataset))
     try:
-        for repeat in range(repeats):
-            start = time.perf_counter()
-            for first in range(0, len(dataset) - batch + 1, batch):
-                collate(
-                    [
-                        dataset[SeededIndex(index, repeat * len(dataset) + index)]
-                        for index in range(first, first + batch)
-                    ]
-                )
-            yield (time.perf_counter() - start) / (len(dataset) // batch * batch)
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def one_core(options: dict, batch: int) -> Iterator[float]:
+    """Seconds an image of the dataset and the collate function alone, in this process with one thread, pass by pass.
+
+    A pass takes the first :data:`ONE_PASS` images, or as many batches as the dataset has if it has fewer.
+    """
+    dataset, collate = _dataset(options), _collate(options)
+    batch = min(batch, len(dataset))
+    for turn in itertools.count():
+        firsts = range(0, min(len(dataset), max(ONE_PASS, batch)) - batch + 1, batch)
+        with one_thread():
+            start = time.perf_counter()
+            for first in firsts:
+                indices = range(first, first + batch)
+                collate([dataset[SeededIndex(index, turn * len(dataset) + index)] for index in indices])
+            taken = time.perf_counter() - start
+        yield taken / (len(firsts) * batch)
+
+
+def bare_minimum(options: dict, batch: int, steps: Sequence[str]) -> Iterator[float]:
+    """Seconds an image of what no pipeline can do without, pass by pass: a bound for what a better one could reach.
+
+    Args:
+        options: Of the loader, with this project's pipeline.
+        batch: Images that are stacked.
+        steps: Of ``'decode'``, ``'crop'`` and ``'stack'`` the first ones; files lie in memory, nothing else is done.
+    """
+    dataset = _dataset(options)
+    crop = next(step for step in dataset.pipeline.transforms if isinstance(step, RandomResizedCrop))
+    paths = [dataset.get_data_info(index)['img_path'] for index in range(min(len(dataset), batch))]
+    files = [Path(path).read_bytes() for path in paths]
+    while True:
+        with one_thread():
+            start = time.perf_counter()
+            images = []
+            for data in files:
+                image = decode(data)
+                if 'crop' in steps:
+                    image = crop.transform(dict(img=image))['img']
+                    images.append(torch.from_numpy(image))
+            if 'stack' in steps:
+                torch.stack(images)
+            taken = time.perf_counter() - start
+        yield taken / len(files)
 
 
 def _dataset(options: dict) -> Any:  # noqa: ANN401
@@ -171,15 +214,19 @@ def measure_loader(
 ) -> list[dict]:
     """Images a second of every pipeline: one core, and with every number of workers.
 
-    The pipelines take turns on the one core, so that a busy moment of the machine hits all.
+    The pipelines take turns on the one core, so that a busy moment of the machine hits all. Beside the config's own
+    pipeline its bare minimum is timed.
 
     Returns:
         For every pipeline ``name``, ``one_core``, ``ratio`` (to the first pipeline, on one core), ``workers`` (a dict).
     """
-    runs = {name: one_core(option, batch, repeats + 1) for name, option in options.items()}
+    runs = {name: one_core(option, batch) for name, option in options.items()}
+    if OWN in options:
+        runs['decoding alone'] = bare_minimum(options[OWN], batch, ['decode'])
+        runs['decoding, cropping, stacking alone'] = bare_minimum(options[OWN], batch, ['decode', 'crop', 'stack'])
     for run in runs.values():
         next(run)  # reads the files once
-    taken: dict[str, list[float]] = {name: [] for name in options}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             taken[name].append(next(run))
@@ -188,11 +235,13 @@ def measure_loader(
     return [
         dict(
             name=name,
-            one_core=speeds[name],
-            ratio=speeds[name] / first,
-            workers={str(count): loader_speed(build_loader(option, batch, count), seconds) for count in workers},
+            one_core=speed,
+            ratio=speed / first,
+            workers={str(count): loader_speed(build_loader(options[name], batch, count), seconds) for count in workers}
+            if name in options
+            else {},
         )
-        for name, option in options.items()
+        for name, speed in speeds.items()
     ]
 
 

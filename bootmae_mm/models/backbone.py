@@ -12,13 +12,12 @@ from mmengine.logging import print_log
 from mmpretrain.models import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bootmae_mm.interop.encoder import load_encoder
 from bootmae_mm.registry import MODELS
 from bootmae_mm.values import integer, number
 
-from .block import EncoderBlock
+from .block import EncoderBlock, run_block
 from .relative_position import RelativePositionBias
 from .tokens import patch_grid, sincos_pos_embed, take_patches, take_tokens, to_pair
 
@@ -240,10 +239,7 @@ class BootMAEViT(VisionTransformer):
         x = self.pre_norm(self.drop_after_pos(x))
         outs = []
         for index, layer in enumerate(self.layers[: self.out_indices[-1] + 1]):
-            if self.with_cp and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, grid=grid, use_reentrant=False)
-            else:
-                x = layer(x, grid=grid)
+            x = run_block(layer, x, grid=grid, with_cp=self.with_cp)
             if index in self.out_indices:
                 last = index == self.num_layers - 1 and self.final_norm
                 outs.append(self._format_output(self.ln1(x) if last else x, grid))
@@ -271,7 +267,7 @@ class BootMAEViT(VisionTransformer):
         x = self.embed_kept(images, ids_keep)
         context = {}
         for index, layer in enumerate(self.layers):
-            x = layer(x)
+            x = run_block(layer, x, with_cp=self.with_cp)
             if context_blocks and index in context_blocks:
                 context[index] = x
         return self.ln1(x), context

@@ -1,11 +1,13 @@
-"""One block of the encoder."""
+"""One block of the encoder, and how blocks are run."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import SelfAttention
 from .relative_position import RelativePositionBias
@@ -16,6 +18,13 @@ def _as(kind: type, module: nn.Module) -> nn.Module:
     new: Any = object.__new__(kind)
     new.__dict__.update(module.__dict__)
     return new
+
+
+def run_block(block: nn.Module, *args: Any, with_cp: bool, **kwargs: Any) -> Tensor:
+    """The block's output; ``with_cp`` does not keep its activations, but computes them again in the backward pass."""
+    if with_cp and block.training and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False, **kwargs)
+    return block(*args, **kwargs)
 
 
 class EncoderBlock(TransformerEncoderLayer):

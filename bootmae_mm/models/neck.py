@@ -11,6 +11,7 @@ from bootmae_mm.registry import MODELS
 from bootmae_mm.values import integer, number
 
 from .attention import DecoderAttention
+from .block import run_block
 from .tokens import SharedTokens, sincos_pos_embed
 
 
@@ -74,6 +75,7 @@ class TargetAwareDecoder(BaseModule):
         context_block: Block of the encoder that is injected, or None for no injection.
         mlp_ratio: Width of the MLPs over ``width``.
         eps: Of the norms.
+        with_cp: Save memory by computing activations again in the backward pass.
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class TargetAwareDecoder(BaseModule):
         context_block: int | None,
         mlp_ratio: float = 4.0,
         eps: float = 1e-6,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
+        self.with_cp = with_cp
         self.context_block = context_block
         self.embed = nn.Linear(embed_dims, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -129,9 +133,9 @@ class TargetAwareDecoder(BaseModule):
         shares = len(self.blocks) > 1 and ids_mask.numel() > len(tokens.table)
         x = tokens if shares else tokens.joined()
         for block in self.blocks[:-1]:
-            x = block(x, context)
+            x = run_block(block, x, context, with_cp=self.with_cp)
         queries = ids_mask.shape[1] + (0 if ids_keep is None else ids_keep.shape[1])
-        return self.norm(self.blocks[-1](x, context, num_queries=queries))
+        return self.norm(run_block(self.blocks[-1], x, context, num_queries=queries, with_cp=self.with_cp))
 
 
 @MODELS.register_module()
@@ -144,6 +148,8 @@ class BootMAENeck(BaseModule):
         feature: Options of the feature predictor, or None to leave it out: ``width`` (the encoder's), ``depth`` (2),
             ``context_block`` (-1, the last block), ``num_heads``, ``mlp_ratio``.
             ``context_block=None`` switches the injection of a decoder off.
+        with_cp: Save memory by computing activations again in the backward pass (activation checkpointing), as that of
+            the backbone does for the student.
         embed_dims: Width of the encoder; :class:`BootMAE` fills in this and the next three.
         num_layers: Depth of the encoder.
         num_heads: Heads of the encoder.
@@ -166,6 +172,7 @@ class BootMAENeck(BaseModule):
         grid_size: tuple[int, int],
         pixel: dict | None = DEFAULTS['pixel'],
         feature: dict | None = DEFAULTS['feature'],
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -186,7 +193,7 @@ class BootMAENeck(BaseModule):
             options['width'] = embed_dims if options['width'] is None else options['width']
             options['num_heads'] = num_heads if options['num_heads'] is None else options['num_heads']
             self._check(options, f'neck.{name}')
-            self.decoders[name] = TargetAwareDecoder(embed_dims, grid_size=grid_size, **options)
+            self.decoders[name] = TargetAwareDecoder(embed_dims, grid_size=grid_size, with_cp=with_cp, **options)
 
     @staticmethod
     def _block(index: int | None, num_layers: int, name: str) -> int | None:

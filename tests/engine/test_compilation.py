@@ -11,9 +11,11 @@ from tests.conftest import build, random_batch, tiny_config
 from tests.engine.test_hooks import make_runner
 
 
-@pytest.mark.parametrize('batch', [1, 3])
-def test_compiled_blocks_compute_the_same(batch):
-    plain = build(tiny_config()).train()
+@pytest.mark.parametrize(('batch', 'with_cp'), [(1, False), (3, False), (3, True)])
+def test_compiled_blocks_compute_the_same(batch, with_cp):
+    config = tiny_config()
+    config['backbone']['with_cp'] = config['neck']['with_cp'] = with_cp
+    plain = build(config).train()
     compiled = copy.deepcopy(plain)
     # Tracing and differentiation are those of any backend; this one needs no compiler.
     assert compile_blocks(compiled, backend='aot_eager') == 3 + 3 + 2 + 2

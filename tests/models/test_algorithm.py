@@ -1,6 +1,10 @@
+from collections import Counter
+
 import pytest
 import torch
 
+from bootmae_mm.models.block import EncoderBlock
+from bootmae_mm.models.neck import DecoderBlock
 from bootmae_mm.models.tokens import loss_weights
 from bootmae_mm.registry import MODELS
 from tests.conftest import TINY_ARCH, build, random_batch, tiny_config
@@ -42,6 +46,45 @@ def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(model, b
             assert not parameter.requires_grad and parameter.grad is None, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_checkpointing_keeps_less_and_changes_no_gradient(batch, dtype):
+    """In student and decoders each: bytes kept for the backward pass fall, loss and gradients stay."""
+    results = []
+    for student, decoders in ((False, False), (True, False), (True, True)):
+        config = tiny_config()
+        config['backbone']['drop_path_rate'] = 0.5
+        config['backbone']['with_cp'], config['neck']['with_cp'] = student, decoders
+        torch.manual_seed(1)
+        model = build(config).train()
+        kept: dict[int, int] = {}
+        runs: Counter = Counter()
+        for name, module in model.named_modules():
+            if isinstance(module, (EncoderBlock, DecoderBlock)) and not name.startswith('teacher'):
+                module.register_forward_pre_hook(lambda *_, name=name, runs=runs: runs.update([name]))
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16),
+        ):
+            total, _ = model.parse_losses(model.loss(**batch))
+        total.backward()
+        assert len(runs) == 3 + 2 + 2
+        assert all(times == 1 + (student if 'backbone' in name else decoders) for name, times in runs.items()), runs
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        results.append((total.detach(), sum(kept.values()), gradients))
+    (total, most, wanted), *others = results
+    assert len(wanted) > 40
+    for loss, _, gradients in others:
+        assert torch.equal(loss, total) and gradients.keys() == wanted.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, wanted[name], msg=name)
+    assert results[2][1] < 0.9 * results[1][1] and results[1][1] < 0.9 * most, [kept for _, kept, _ in results]
 
 
 def test_every_part_is_initialised_as_the_authors_do():
