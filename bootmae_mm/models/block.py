@@ -43,6 +43,9 @@ class EncoderBlock(TransformerEncoderLayer):
         block.attn = _as(SelfAttention, layer.attn)
         block.attn.window_size = window_size
         block.attn.rel_pos_bias = rel_pos_bias
+        for path in (block.attn.out_drop, block.ffn.dropout_layer):
+            if hasattr(path, 'drop_prob'):  # mmpretrain's is a number of numpy: torch.compile would cut the block there
+                path.drop_prob = float(path.drop_prob)
         return block
 
     def forward(self, x: Tensor, query: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:

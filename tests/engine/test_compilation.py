@@ -30,6 +30,49 @@ def test_compiled_blocks_compute_the_same(batch, with_cp):
             torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize('drop_path_rate', [0.0, 0.3])
+def test_a_block_is_compiled_in_one_piece(drop_path_rate):
+    config = tiny_config()
+    config['backbone']['drop_path_rate'] = drop_path_rate
+    model = build(config).train()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_blocks(model, backend=backend, fullgraph=True)  # an error where a block would be cut
+    data = random_batch(5)  # enough masked patches for shared mask tokens
+    model.loss(**data)
+    # Student and teacher, the last block of either apart; both blocks of both decoders.
+    assert len(graphs) >= 2 + 4
+    count = len(graphs)
+    model.loss(**data)
+    assert len(graphs) == count
+
+
+def test_ddp_does_not_cut_blocks(tmp_path):
+    """DDP's own way would make a graph of what lies in a bucket of gradients."""
+    if torch.distributed.is_initialized():
+        pytest.skip('another test has left a process group')
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        counts = []
+        for wrapped in (False, True):
+            torch._dynamo.reset()
+            graphs = []
+            model = build(tiny_config()).train()
+            compile_blocks(model, backend=lambda graph, inputs, graphs=graphs: (graphs.append(1), graph.forward)[1])
+            if wrapped:
+                model = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.001)
+            model(**random_batch(5), mode='loss')
+            counts.append(len(graphs))
+        assert counts[0] == counts[1] > 0
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
+
+
 def test_a_compiled_run_and_one_where_it_does_not_work(tmp_path, image_folder, caplog):
     runner = make_runner(tmp_path, image_folder)
     hook = CompileHook(options=dict(backend='aot_eager'))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -11,11 +12,16 @@ from bootmae_mm.registry import HOOKS
 
 from .teacher import unwrapped
 
+MOST_FORMS = 32
+
 
 def compile_blocks(model: nn.Module, **options: object) -> int:
     """Compile every block of encoders and decoders in place, each on its own: weights keep their names.
 
     Blocks that look alike share what is compiled, which a whole model could not, so that it takes a minute and not ten.
+    Sets two of torch's options for the process: blocks are not cut at the borders of DDP's buckets (they are smaller
+    than those, and gradients are sent between blocks anyway), and there may be as many forms of a block as there are
+    kinds of calls and batches (torch's limit of 8 is what training and a validation take).
 
     Args:
         model: With such blocks.
@@ -28,6 +34,8 @@ def compile_blocks(model: nn.Module, **options: object) -> int:
     from bootmae_mm.models.block import EncoderBlock
     from bootmae_mm.models.neck import DecoderBlock
 
+    torch._dynamo.config.optimize_ddp = False
+    torch._dynamo.config.recompile_limit = max(MOST_FORMS, torch._dynamo.config.recompile_limit)
     blocks = [module for module in model.modules() if isinstance(module, (EncoderBlock, DecoderBlock))]
     for block in blocks:
         block.compile(**{'dynamic': False, **options})
@@ -56,9 +64,16 @@ class CompileHook(Hook):
         model = unwrapped(runner.model)
         device = next(model.parameters()).device
         try:
-            torch.compile(torch.nn.GELU(), **self.options)(torch.zeros(8, device=device))
+            self._try(device, runner.optim_wrapper)
         except Exception as error:  # noqa: BLE001  every backend has errors of its own
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             runner.logger.warning(f'torch.compile does not work here, blocks run as they are: {reason}')
             return
         runner.logger.info(f'{compile_blocks(model, **self.options)} blocks are compiled as they are first run.')
+
+    def _try(self, device: torch.device, optim_wrapper: OptimWrapper) -> None:
+        """Compile what blocks are made of, with gradients and in the precision of training."""
+        trial = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU()).to(device)
+        with optim_wrapper.optim_context(trial):
+            out = torch.compile(trial, **self.options)(torch.zeros(8, 64, device=device))
+        out.float().sum().backward()

@@ -59,7 +59,8 @@ class ReconstructionHook(Hook):
         was_training = model.training
         model.eval()
         masks = len(batch['ids_mask']) // len(batch['inputs'])  # the first of each image
-        with gathered_parameters(model):
+        # Not compiled anew (if blocks are) for a few pictures.
+        with gathered_parameters(model), torch.compiler.set_stance('force_eager'):
             panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
         model.train(was_training)
         if is_main_process():
