@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-upstream lint lock parity clean
+.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-gpu test-upstream lint lock parity clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,7 +23,7 @@ demo-transfer: install  ## fine-tune the demo's checkpoint for three tasks, agai
 
 bench: install  ## how fast a training step and the loader are on this machine
 	@mkdir -p work_dirs/benchmark
-	@$(BIN)/python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 8 --warmup 1 --repeats 3 \
+	@$(BIN)/python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --warmup 1 --repeats 3 \
 	  --against mae --json work_dirs/benchmark/step.json
 	@echo
 	@$(BIN)/python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --json work_dirs/benchmark/loader.json
@@ -33,6 +33,9 @@ test: install  ## the whole test suite
 
 test-faults: install  ## kill runs, damage their files: twenty tries where it is random (FORM=short: one)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
+
+test-gpu: install  ## the tests that need a GPU, which the others do not use
+	@$(BIN)/python -m pytest -m gpu
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow and not fault"

@@ -24,6 +24,12 @@ def pytest_addoption(parser):
     parser.addoption('--soak-minutes', type=float, default=60.0, help='length of the long training among the faults')
 
 
+def pytest_configure(config):
+    """Only `-m gpu` sees GPUs: with one, a Runner would take it, and the other tests are of values on a CPU."""
+    if config.option.markexpr != 'gpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
 @pytest.fixture(scope='session', autouse=True)
 def remembered_texts():
     """mmengine formats a Runner's config anew for every log, checkpoint and copy of it; here, once."""

@@ -46,7 +46,8 @@ def parse_args() -> argparse.Namespace:
         return sub
 
     def of_steps(sub: argparse.ArgumentParser, batch: int) -> None:
-        sub.add_argument('--batch', type=int, default=batch, help=f'images of a step (default: {batch})')
+        sub.set_defaults(cpu_batch=batch)
+        sub.add_argument('--batch', type=int, help=f'images of a step (default: 256 on a GPU, {batch} on a CPU)')
         sub.add_argument('--dtype', choices=['float32', 'bfloat16'], help="default: the config's; float32 on a CPU")
         sub.add_argument('--repeats', type=int, default=10, help='steps that count (default: 10)')
         sub.add_argument('--device', help='cpu or cuda (default: a GPU if there is one)')
@@ -76,8 +77,8 @@ def parse_args() -> argparse.Namespace:
 
     scale = part('scale', 'several processes; growth with batch and resolution')
     of_steps(scale, 4)
-    scale.add_argument('--processes', type=int, nargs='*', default=[1, 2], help='numbers of processes (default: 1 2)')
-    scale.add_argument('--batches', type=int, nargs='*', default=[2, 4, 8], help='batches (default: 2 4 8)')
+    scale.add_argument('--processes', type=int, nargs='*', help='numbers of processes (default: 1 2 4 8, as GPUs go)')
+    scale.add_argument('--batches', type=int, nargs='*', help='batches (default: 64 128 256 on a GPU, 2 4 8 on a CPU)')
     scale.add_argument('--sizes', type=int, nargs='*', default=[160, 320], help='sizes in pixels (default: 160 320)')
     return parser.parse_args()
 
@@ -248,8 +249,9 @@ def bench_train(args: argparse.Namespace, cfg: Config, device: torch.device) -> 
 
 def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """Processes, batches, resolutions."""
-    from bootmae_mm.benchmark.scale import measure_growth, measure_processes
+    from bootmae_mm.benchmark.scale import check_processes, measure_growth, measure_processes
 
+    check_processes(args.processes)
     growth = measure_growth(cfg, device, args.batches, args.sizes, args.repeats, args.dtype)
     rows(
         [('batch', 'pixels', 'step, ms', 'ms an image')]
@@ -266,6 +268,23 @@ def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> 
     return dict(growth=growth, processes=processes)
 
 
+def set_defaults(args: argparse.Namespace, device: torch.device) -> None:
+    """What was not said, by what there is."""
+    import torch
+
+    cpu = device.type == 'cpu'
+    if cpu and getattr(args, 'dtype', '') is None:
+        args.dtype = 'float32'
+    if getattr(args, 'batch', 0) is None:
+        args.batch = args.cpu_batch if cpu else 256
+    if args.what == 'scale':
+        if args.batches is None:
+            args.batches = [2, 4, 8] if cpu else [64, 128, 256]
+        if args.processes is None:
+            most = 2 if cpu else torch.cuda.device_count()
+            args.processes = [count for count in (1, 2, 4, 8) if count <= most]
+
+
 def main() -> None:
     args = parse_args()
     import torch
@@ -276,8 +295,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(getattr(args, 'device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    if device.type == 'cpu' and getattr(args, 'dtype', '') is None:
-        args.dtype = 'float32'
+    set_defaults(args, device)
     torch.set_float32_matmul_precision('highest')
     print(f'{device_name(device)}, torch {torch.__version__}', flush=True)
     try:

@@ -107,6 +107,8 @@ class AuthorsStep:
         # Their loader normalises; their step starts with float images and a shuffled order.
         self.images = (step.data['inputs'].float() - 127.5) / 127.5
         self.order = torch.cat([step.data['ids_keep'], step.data['ids_mask']], dim=1)
+        if self.device.type == 'cuda':
+            self.images, self.order = self.images.pin_memory(), self.order.pin_memory()
         self.num_masked = step.data['ids_mask'].shape[1]
         self.grid, self.patch = model.backbone.grid_size, model.backbone.patch_size
 
@@ -201,11 +203,10 @@ class MAEStep:
                 optimizer=optimizer,
             )
             self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
-        self.images = list(step.data['inputs'])
+        from mmpretrain.structures import DataSample
+
+        self.data = dict(inputs=step.data['inputs'], data_samples=[DataSample() for _ in step.data['inputs']])
 
     def __call__(self) -> None:
         """One step."""
-        from mmpretrain.structures import DataSample
-
-        data = dict(inputs=torch.stack(self.images), data_samples=[DataSample() for _ in self.images])
-        self.model.train_step(data, self.optim_wrapper)
+        self.model.train_step(dict(self.data), self.optim_wrapper)

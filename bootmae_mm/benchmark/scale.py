@@ -15,6 +15,12 @@ from .step import TrainingStep
 from .timing import seconds_of, synchronize
 
 
+def check_processes(counts: list[int]) -> None:
+    """Raise a ValueError if there are fewer GPUs than processes (on CPUs there may be any number)."""
+    if torch.cuda.is_available() and max(counts, default=1) > torch.cuda.device_count():
+        raise ValueError(f'{max(counts)} processes need as many GPUs, but there are {torch.cuda.device_count()}')
+
+
 def measure_processes(cfg: Config, counts: list[int], batch: int, repeats: int, dtype: str | None) -> list[dict]:
     """Steps of one, two, ... processes, a fixed batch each: gloo on CPUs, with a share of the threads; nccl on GPUs.
 
@@ -25,9 +31,7 @@ def measure_processes(cfg: Config, counts: list[int], batch: int, repeats: int, 
     Raises:
         ValueError: If there are fewer GPUs than processes.
     """
-    cuda = torch.cuda.is_available()
-    if cuda and max(counts) > torch.cuda.device_count():
-        raise ValueError(f'{max(counts)} processes need as many GPUs, but there are {torch.cuda.device_count()}')
+    check_processes(counts)
     threads = max(1, torch.get_num_threads() // max(counts))
     results: list[dict] = []
     for count in counts:
@@ -57,7 +61,8 @@ def _process(
     )
     step = TrainingStep(Config(cfg), batch, device, dtype)
     distributed = Config(cfg).get('model_wrapper_cfg') or {}
-    options = {key: distributed[key] for key in ('gradient_as_bucket_view', 'static_graph') if key in distributed}
+    known = ('broadcast_buffers', 'gradient_as_bucket_view', 'static_graph')
+    options = {key: distributed[key] for key in known if key in distributed}
     model: nn.Module = nn.parallel.DistributedDataParallel(
         _Loss(step.model), device_ids=[rank] if cuda else None, **options
     )

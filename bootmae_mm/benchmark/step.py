@@ -10,10 +10,11 @@ from contextlib import contextmanager
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from bootmae_mm.data import MaskSampling
+from bootmae_mm.engine.hooks.monitor import gradient_norm
 from bootmae_mm.engine.hooks.teacher import ema_update, moving_pairs
 from bootmae_mm.registry import MODELS
 
@@ -57,6 +58,18 @@ def random_batch(cfg: Config, batch: int, seed: int = 0) -> dict:
     )
 
 
+def precision(optim_wrapper: OptimWrapper, device: torch.device) -> torch.dtype:
+    """What a wrapper computes matrix products in."""
+    if hasattr(optim_wrapper, 'loss_scaler'):  # mmengine's AmpOptimWrapper
+        return optim_wrapper.cast_dtype or torch.get_autocast_dtype(device.type)
+    return getattr(optim_wrapper, 'dtype', torch.float32)
+
+
+def _note_norm(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """As :class:`MonitorHook` does in training."""
+    gradient_norm(optimizer)
+
+
 class TrainingStep:
     """Forward, backward, optimizer and momentum encoder, as in a run of the config, without the Runner around.
 
@@ -80,9 +93,13 @@ class TrainingStep:
             if dtype is not None:
                 wrapper.update(type='bootmae_mm.AutocastOptimWrapper', dtype=dtype)
             self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
-        self.dtype = getattr(self.optim_wrapper, 'dtype', torch.float32)
+        self.dtype = precision(self.optim_wrapper, device)
+        self.optim_wrapper.optimizer.register_step_pre_hook(_note_norm)
+        torch.backends.cudnn.benchmark = bool(cfg.get('env_cfg', {}).get('cudnn_benchmark', False))
         self.teacher, self.student = moving_pairs(self.model) if self.model.has_momentum_teacher else ([], [])
         self.data = random_batch(cfg, batch)
+        if device.type == 'cuda':  # as the loader does
+            self.data = {name: value.pin_memory() for name, value in self.data.items()}
 
     def __call__(self) -> None:
         """One step. The batch is copied to the device in each, as in training."""
@@ -95,7 +112,7 @@ class TrainingStep:
             ema_update(self.teacher, self.student, DECAY)
 
     def parts(self, repeats: int) -> dict[str, float]:
-        """Median seconds of the parts of a step; waiting at their borders makes the sum larger than a step."""
+        """Median seconds of the parts of a step; ``optimizer`` holds the norm of the gradients, which is logged."""
         model, wrapper = self.model, self.optim_wrapper
         methods: list[tuple[object, str, str]] = [
             (model.backbone, 'encode_visible', 'student'),
@@ -109,14 +126,16 @@ class TrainingStep:
         if model.feature_head is not None:
             methods += [(model, 'teacher_features', 'teacher')]
             methods += [(model.feature_head, name, 'decoders and heads') for name in ('forward', 'loss')]
-        found: dict[str, list[float]] = {}
+        watches = []
         for _ in range(repeats):
-            watch = Stopwatch(self.device)
-            with watch.part('step'), watch.watching(*methods):
+            watches.append(Stopwatch(self.device))
+            with watches[-1].part('step'), watches[-1].watching(*methods):
                 self()
-            total = watch.seconds.pop('step')
-            watch.seconds['rest'] = total - sum(watch.seconds.values())
-            for name, seconds in watch.seconds.items():
+        found: dict[str, list[float]] = {}
+        for watch in watches:
+            parts = watch.seconds
+            parts['rest'] = parts.pop('step') - sum(parts.values())
+            for name, seconds in parts.items():
                 found.setdefault(name, []).append(seconds)
         return {name: statistics.median(seconds) for name, seconds in found.items()}
 

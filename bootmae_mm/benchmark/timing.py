@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import resource
 import statistics
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+CALLS_A_TURN = 5
 
 
 def synchronize(device: torch.device) -> None:
@@ -28,18 +31,37 @@ def device_name(device: torch.device) -> str:
     return f'{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
 
 
+def mark(device: torch.device) -> float | torch.cuda.Event:
+    """A point in the program's time; on a GPU in that of its stream, without waiting for it."""
+    if device.type != 'cuda':
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Seconds from one mark to another; those of a GPU must have been reached."""
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float) and isinstance(end, float)
+        return end - start
+    return start.elapsed_time(end) / 1e3
+
+
 def seconds_of(function: Callable[[], object], device: torch.device, warmup: int, repeats: int) -> list[float]:
-    """Seconds of every one of ``repeats`` calls, after ``warmup`` calls that do not count."""
+    """Seconds of every one of ``repeats`` calls, after ``warmup`` calls that do not count.
+
+    A GPU is not waited for between calls, as it is not in training: while it works, the next call is prepared.
+    """
     for _ in range(warmup):
         function()
-    seconds = []
+    synchronize(device)
+    marks = [mark(device)]
     for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
         function()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        marks.append(mark(device))
+    synchronize(device)
+    return [seconds_between(*pair) for pair in itertools.pairwise(marks)]
 
 
 def alternately(
@@ -49,9 +71,10 @@ def alternately(
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
-            (taken,) = seconds_of(function, device, 0, 1)
+            # On a GPU the first call of a turn finds it idle; the others follow each other as in training.
+            taken = seconds_of(function, device, 0, CALLS_A_TURN if device.type == 'cuda' else 1)
             if turn >= warmup:
-                seconds[name].append(taken)
+                seconds[name].append(statistics.median(taken))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -78,16 +101,17 @@ def peak_memory(device: torch.device) -> int:
 def memory_of(
     make: Callable[[], Callable[[], object]], device: torch.device
 ) -> tuple[Callable[[], object], int | None]:
-    """Make a step and run it once.
+    """Make a step and run it.
 
     Returns:
-        The step, and the bytes it took at most on the GPU beside what was there before; None on a CPU, where the peak
-        of a process cannot be told apart.
+        The step, and the bytes it took at most on the GPU beside what was there before, in its second run: in the first
+        one the optimizer has no state yet. None on a CPU, where the peak of a process cannot be told apart.
     """
     if device.type != 'cuda':
         return make(), None
     before = torch.cuda.memory_allocated(device)
     step = make()
+    step()
     reset_peak_memory(device)
     step()
     synchronize(device)
@@ -98,21 +122,28 @@ class Stopwatch:
     """Adds up the time spent in parts of a program.
 
     Args:
-        device: Waited for before and after every part.
+        device: Whose time; a GPU is not waited for before :attr:`seconds` is asked for.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds: dict[str, float] = {}
+        self._marks: list[tuple[str, float | torch.cuda.Event, float | torch.cuda.Event]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Add the time of the block to ``name``."""
-        synchronize(self.device)
-        start = time.perf_counter()
+        start = mark(self.device)
         yield
+        self._marks.append((name, start, mark(self.device)))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every part."""
         synchronize(self.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        sums: dict[str, float] = {}
+        for name, start, end in self._marks:
+            sums[name] = sums.get(name, 0.0) + seconds_between(start, end)
+        return sums
 
     @contextmanager
     def watching(self, *methods: tuple[object, str, str]) -> Iterator[None]:

@@ -2,14 +2,16 @@
 
 import statistics
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bootmae_mm.benchmark.step import DECAY, TrainingStep, measure_step, random_batch
+from bootmae_mm.benchmark.step import DECAY, TrainingStep, measure_step, precision, random_batch
 from bootmae_mm.benchmark.timing import Stopwatch, alternately, matrix_ceiling, seconds_of
+from bootmae_mm.engine.hooks.compilation import compile_blocks
 from bootmae_mm.engine.launch import read_config
-from tests.conftest import run_config
+from tests.conftest import ROOT, run_config
 
 
 @pytest.fixture
@@ -42,6 +44,43 @@ def test_a_step_has_all_parts(cfg):
     assert result['share_of_ceiling'] == pytest.approx(flops / result['ceiling_flops'])
 
 
+def test_the_precision_of_a_step_is_that_of_its_wrapper(cfg):
+    cpu = torch.device('cpu')
+    step = TrainingStep(cfg, 2, cpu, 'bfloat16')
+    assert step.dtype == torch.bfloat16
+    scaled = SimpleNamespace(loss_scaler=object(), cast_dtype=torch.float16)
+    assert precision(scaled, cpu) == torch.float16
+    assert precision(SimpleNamespace(loss_scaler=object(), cast_dtype=None), torch.device('cuda')) == torch.float16
+    assert precision(SimpleNamespace(), cpu) == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: make test-gpu')
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_step_on_a_gpu_waits_for_nothing_and_agrees(compiled):
+    """ViT-B in bfloat16, with enough masked patches for shared mask tokens, against float32 on the CPU."""
+    cfg = read_config(str(ROOT / 'configs/pretrain/bootmae_vitb.py'), {})
+    step = TrainingStep(cfg, 8, torch.device('cuda'), 'bfloat16')
+    reference = TrainingStep(cfg, 8, torch.device('cpu'), 'float32')
+    if compiled:
+        compile_blocks(step.model)
+    losses = []
+    for one in (step, reference):
+        with torch.no_grad(), one.optim_wrapper.optim_context(one.model):
+            losses.append(one.model(**one.model.data_preprocessor(dict(one.data), True), mode='loss'))
+    for name, value in losses[1].items():
+        assert losses[0][name].item() == pytest.approx(value.item(), rel=0.02), name
+    step()
+    step()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    parts = step.parts(repeats=2)
+    assert parts['optimizer'] > 0 and parts['EMA'] > 0
+
+
 def test_batches_are_like_those_of_the_loader(cfg):
     batch = random_batch(cfg, 4)
     assert batch['inputs'].shape == (4, 3, 32, 48) and batch['inputs'].dtype == torch.uint8
@@ -62,3 +101,7 @@ def test_timing():
     with pytest.raises(RuntimeError, match='stop'), watch.watching((watch, 'part', 'x')):
         raise RuntimeError('stop')
     assert 'part' not in vars(watch)
+    for _ in range(2):
+        with watch.part('sleep'):
+            time.sleep(0.01)
+    assert 0.02 <= watch.seconds['sleep'] < 1

@@ -69,6 +69,27 @@ def test_an_overflow_is_skipped(make_runner):
         assert moved == [True, False, False, True, True]
 
 
+@pytest.mark.parametrize('fused', [False, True])
+def test_the_logged_norm_is_that_of_the_gradients_without_the_scale(make_runner, fused):
+    """A fused optimizer divides by the scale inside its step, after the norm was taken."""
+
+    class Look(Hook):
+        priority = 'VERY_LOW'
+        norms = ()
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            self.norms += (runner.message_hub.get_scalar('train/grad_norm').current(),)
+
+    norms = []
+    for scale in (1.0, 1024.0):
+        options = {'optim_wrapper.loss_scale': dict(init_scale=scale), 'optim_wrapper.optimizer.fused': fused}
+        runner = make_runner(**options, **{'train_cfg.max_epochs': 1, 'randomness.seed': 0})
+        runner.register_hook(look := Look())
+        runner.train()
+        norms.append(look.norms)
+    assert len(norms[0]) == 2 and norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
 def test_where_every_step_overflows_the_run_stops(make_runner):
     runner = make_runner(**{'optim_wrapper.loss_scale': dict(init_scale=2.0**-10)})
     runner.register_hook(Overflow(3, 100))

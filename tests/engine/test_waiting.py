@@ -74,7 +74,7 @@ def test_only_the_iterations_that_log_wait(tmp_path, image_folder, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: make test-gpu')
 def test_cuda_agrees(tmp_path, image_folder):
     class Forbid(Hook):
         priority = 'LOWEST'

@@ -148,7 +148,7 @@ def test_compiled_operators_are_used_where_they_are(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: make test-gpu')
 def test_cuda_equals_cpu():
     images = torch.randn(2, 3, 8, 10, requires_grad=True)
     on_gpu = images.detach().cuda().requires_grad_()

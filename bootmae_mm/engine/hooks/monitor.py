@@ -20,6 +20,21 @@ SKIPPED = 'skipped_steps'  # in the message hub, and so in checkpoints
 LEAST_SCALE = 2.0**-14
 
 
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Global L2 norm of the gradients right before a step, a scalar on their device."""
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group['params']
+        if parameter.grad is not None
+    ]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # With a loss scaler a fused optimizer divides by the scale inside its step.
+    scale = getattr(optimizer, 'grad_scale', None)
+    return norm if scale is None else norm / scale.to(norm.device)
+
+
 @HOOKS.register_module()
 class MonitorHook(RuntimeInfoHook):
     """mmengine's ``RuntimeInfoHook`` that fetches values from the device once a log interval, and checks them.
@@ -70,14 +85,7 @@ class MonitorHook(RuntimeInfoHook):
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._measure_gradients)
 
     def _measure_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group['params']
-            if parameter.grad is not None
-        ]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._grad_norm = gradient_norm(optimizer)
         if self._skips and not torch.isfinite(self._grad_norm):
             self._skip(optimizer)
 
