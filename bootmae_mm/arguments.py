@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mmengine.config import DictAction
 
 TRUSTED = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 
 def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +43,23 @@ def choose_trust(trusted: bool) -> None:
     Through torch's own switches, which hold for every ``torch.load``: mmengine reads files too (``load_from``,
     ``init_cfg=dict(type='Pretrained')``), and falls back to running their code where it cannot read them safely.
     """
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '0' if trusted else '1'
+    os.environ[SAFE] = '0' if trusted else '1'
     os.environ[TRUSTED] = '1' if trusted else '0'
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """While the block runs no ``torch.load`` runs code of a file, unless checkpoints are trusted (see above)."""
+    before = os.environ.get(SAFE)
+    if os.environ.get(TRUSTED, '0') != '1':
+        os.environ[SAFE] = '1'
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SAFE, None)
+        else:
+            os.environ[SAFE] = before
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:  # imported where it is used, so that --help is quick
 PHOTOGRAPHS = 'work_dirs/benchmark/photographs'
 
 
-def parse_args() -> argparse.Namespace:
-    from bootmae_mm.arguments import cfg_options_argument
+def read_command_line() -> argparse.Namespace:
+    from bootmae_mm.arguments import cfg_options_argument, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest='what', required=True)
@@ -80,7 +81,7 @@ def parse_args() -> argparse.Namespace:
     scale.add_argument('--processes', type=int, nargs='*', help='numbers of processes (default: 1 2 4 8, as GPUs go)')
     scale.add_argument('--batches', type=int, nargs='*', help='batches (default: 64 128 256 on a GPU, 2 4 8 on a CPU)')
     scale.add_argument('--sizes', type=int, nargs='*', default=[160, 320], help='sizes in pixels (default: 160 320)')
-    return parser.parse_args()
+    return parse_args(parser)
 
 
 def photographs(given: str | None) -> str:
@@ -286,11 +287,12 @@ def set_defaults(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def main() -> None:
-    args = parse_args()
+    args = read_command_line()
     import torch
 
     from bootmae_mm.benchmark.timing import device_name
     from bootmae_mm.engine.launch import read_config
+    from bootmae_mm.interop.checkpoint import reason_of
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -302,6 +304,8 @@ def main() -> None:
         cfg = read_config(args.config, args.cfg_options)
         measure = dict(step=bench_step, levers=bench_levers, loader=bench_loader, train=bench_train, scale=bench_scale)
         result = measure[args.what](args, cfg, device)
+    except pickle.UnpicklingError as error:  # of what mmengine reads by itself
+        raise SystemExit(f'error: a checkpoint does not load safely: {reason_of(error)}') from error
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     except ImportError as error:

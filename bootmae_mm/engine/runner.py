@@ -17,6 +17,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend, TensorboardVisBac
 from torch import nn
 from torch.utils.data import DataLoader
 
+from bootmae_mm.arguments import data_only
 from bootmae_mm.data import ImageFolder
 
 from .checks import check_agreement
@@ -33,6 +34,7 @@ RECORDS = ('add_config', 'add_graph', 'add_image', 'add_scalar', 'add_scalars', 
 class Runner(MMEngineRunner):
     """mmengine's ``Runner``. What differs:
 
+    - Of a checkpoint only data is read, wherever mmengine reads one, unless ``--trust-checkpoint`` was given.
     - A checkpoint is written under another name, synced, and renamed: its name never stands for half a file.
     - Loops by epoch are :class:`EpochLoop`, which resumes in the middle of an epoch.
     - Processes that come with different configs are refused.
@@ -55,7 +57,8 @@ class Runner(MMEngineRunner):
 
     def _init_model_weights(self) -> None:
         if not is_sharded(self.model):
-            super()._init_model_weights()
+            with data_only():  # of init_cfg=dict(type='Pretrained')
+                super()._init_model_weights()
 
     def train(self) -> nn.Module:
         """Train; however it ends, the signals of the process are left as they were."""
@@ -93,8 +96,9 @@ class Runner(MMEngineRunner):
         return super().build_train_loop(loop)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict:
-        """Load; without the config that MMCV's old runners noted, which mmengine would run as Python on resume."""
-        checkpoint = super().load_checkpoint(*args, **kwargs)
+        """Load, as data only; without the config that MMCV's old runners noted, which mmengine would run on resume."""
+        with data_only():
+            checkpoint = super().load_checkpoint(*args, **kwargs)
         checkpoint.get('meta', {}).pop('config', None)
         return checkpoint
 

@@ -13,27 +13,37 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: 'test_soak' not in item.nodeid)
 
 
+def fault_of(node):
+    """The name of a test as that of a fault; tries that only have a number are of the same one."""
+    name = node.rsplit('::test_', 1)[-1]
+    fault = name.split('[')[0].replace('_', ' ')
+    if '[' in name and not name.split('[')[1].rstrip(']').isdigit():
+        fault += f' ({name.split("[")[1].rstrip("]")})'
+    return fault
+
+
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    tried, survived = Counter(), Counter()
+    # Of each test the worst: an error of its set-up, or the death of the process it ran in, is a fault not survived.
+    outcomes: dict[str, str] = {}
     measured = {}
-    for outcome in ('passed', 'failed', 'error'):
+    for outcome in ('passed', 'skipped', 'failed', 'error'):
         for report in terminalreporter.stats.get(outcome, []):
-            if 'tests/faults/' in report.nodeid and getattr(report, 'when', '') == 'call':
-                name = report.nodeid.rsplit('::', 1)[-1].removeprefix('test_')
-                fault = name.split('[')[0].replace('_', ' ')
-                if '[' in name and not name.split('[')[1].rstrip(']').isdigit():
-                    fault += f' ({name.split("[")[1].rstrip("]")})'
-                tried[fault] += 1
-                survived[fault] += outcome == 'passed'
+            if '::test_' in getattr(report, 'nodeid', ''):
+                outcomes[report.nodeid] = outcome
                 measured.update(report.user_properties)
+    tried = {outcome: Counter() for outcome in ('passed', 'skipped', 'failed', 'error')}
+    for node, outcome in outcomes.items():
+        tried[outcome][fault_of(node)] += 1
     if measured:
         terminalreporter.write_line('')
     for name, value in measured.items():
         terminalreporter.write_line(f'{name:40} {value}')
-    if tried:
-        terminalreporter.write_line(f'\n{"fault":60} tries  survived  lost')
-        for fault, count in tried.items():
-            terminalreporter.write_line(f'{fault:60} {count:5}  {survived[fault]:8}  {count - survived[fault]:4}')
+    if outcomes:
+        terminalreporter.write_line(f'\n{"fault":60} tries  survived  lost  skipped')
+        for fault in dict.fromkeys(map(fault_of, outcomes)):
+            passed, skipped, failed, error = (tried[outcome][fault] for outcome in tried)
+            lost = failed + error
+            terminalreporter.write_line(f'{fault:60} {passed + lost:5}  {passed:8}  {lost:4}  {skipped:7}')
 
 
 @pytest.fixture(scope='session')

@@ -1,11 +1,13 @@
 """A checkpoint with code in it: refused by every tool and on every way in, unless it is trusted."""
 
 import os
+import pickle
 
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from bootmae_mm.arguments import SAFE, TRUSTED, data_only
 from bootmae_mm.data.digit_scenes import write_scenes
 from tests.conftest import ROOT, run_config, write_images
 
@@ -71,6 +73,8 @@ WAYS = {
     'reconstruct': 'reconstruct.py {harmful} {images} --out {work}/picture.png',
     'export': 'export.py {harmful} --to mmpretrain --out {work}/exported',
     'convert': 'convert_official.py {harmful} {work}/converted.pth --to official',
+    'benchmark': 'benchmark.py step {config} --repeats 1 --warmup 0 --cfg-options '
+    'model.pixel_head.init_cfg.type=Pretrained model.pixel_head.init_cfg.checkpoint={harmful}',
     'knn': f'knn.py {DIGITS} {{harmful}} --cfg-options work_dir={{work}}',
     # BootMAEViT reads its weights by itself, other modules through mmengine.
     'Pretrained': f'train.py {FINE_TUNED} {SMALL} model.backbone.init_cfg.checkpoint={{harmful}}',
@@ -98,6 +102,27 @@ def test_refused_everywhere(way, trained, harmful, made, tmp_path, run_tool):
     assert message.startswith('error: ') and '\n' not in message, message
     assert 'loads safely' in message or 'load safely' in message, message
     assert 'makedirs' in message and '--trust-checkpoint' in message
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_runner_that_no_tool_started(resume, trained, harmful, made, tmp_path, monkeypatch):
+    """The switch of the tools is not set; the Runner is as careful without."""
+    from bootmae_mm.engine.launch import prepare, read_config
+    from bootmae_mm.engine.runner import Runner
+    from bootmae_mm.interop.checkpoint import reason_of
+
+    for name in (SAFE, TRUSTED):
+        monkeypatch.delenv(name, raising=False)
+    cfg = read_config(str(trained[0]), dict(load_from=str(harmful), resume=resume), str(tmp_path / 'work'))
+    prepare(cfg)
+    with pytest.raises(pickle.UnpicklingError) as caught:
+        Runner.from_cfg(cfg).load_or_resume()
+    assert 'makedirs' in reason_of(caught.value)
+    assert not made.exists() and SAFE not in os.environ
+    with pytest.raises(pickle.UnpicklingError), data_only():
+        torch.load(harmful, weights_only=False)
+    torch.load(harmful, weights_only=False)  # who loads by himself may
+    assert made.exists()
 
 
 @pytest.mark.parametrize('way', ['load_from', 'Pretrained', 'Pretrained by mmengine'])
