@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from bootmae_mm.registry import DATASETS
-from bootmae_mm.values import number
+from bootmae_mm.values import integer, number
 
 from .decoding import UnreadableImageError
 from .masking import MaskSampling
+from .paths import found_images, listed_images
 from .samplers import SeededIndex
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
@@ -54,9 +54,10 @@ class SeededDataset(BaseDataset):
 class ImageFolder(SeededDataset):
     """All images below a folder, at any depth, without labels and without class folders.
 
+    Links are followed, but no folder is visited twice.
+
     An unreadable image is skipped (the next one takes its place), named in the log and in a file, and counted, across
-    workers. Above
-    the share ``max_unreadable`` of the images that this process has seen (of the first 1,000, or all if there are
+    workers. Above the share ``max_unreadable`` of the images that this process has seen (of the first 1,000, or all if there are
     fewer, before it has seen so many) the run stops and names the files.
 
     Args:
@@ -73,6 +74,7 @@ class ImageFolder(SeededDataset):
 
     Raises:
         FileNotFoundError: If the folder or the list is missing.
+        OSError: If a folder in it cannot be listed.
         ValueError: If there is no image in it, or the list leads out of the folder.
     """
 
@@ -90,7 +92,7 @@ class ImageFolder(SeededDataset):
         self.folder = folder
         self.max_unreadable = number(max_unreadable, 'max_unreadable', least=0, most=1)
         self.extensions = tuple(extensions)
-        self.max_images = max_images
+        self.max_images = None if max_images is None else integer(max_images, 'max_images', least=1)
         self.unreadable_file = unreadable_file
         self.image_list = ann_file
         super().__init__(data_root=data_root, **kwargs)
@@ -103,30 +105,10 @@ class ImageFolder(SeededDataset):
         root = Path(self.data_root, self.folder)
         if not root.is_dir():
             raise FileNotFoundError(f'no folder {root} (data_root); set it with --cfg-options data_root=/your/images')
-        paths = self._listed(root) if self.image_list else self._found(root)
+        paths = listed_images(root, self.image_list) if self.image_list else found_images(root, self.extensions)
         if not paths:
             raise ValueError(f'no image in {root}: none of its files ends in {", ".join(self.extensions)}')
         return [dict(img_path=path) for path in paths[: self.max_images]]
-
-    def _found(self, root: Path) -> list[str]:
-        paths = []
-        for folder, _, names in os.walk(root, followlinks=True):
-            paths += [os.path.join(folder, name) for name in names if name.lower().endswith(self.extensions)]
-        return sorted(paths)
-
-    def _listed(self, root: Path) -> list[str]:
-        path = Path(self.image_list)
-        if not path.is_file():
-            raise FileNotFoundError(f'no list of images {path} (ann_file)')
-        names = []
-        for line in path.read_text(encoding='utf-8').splitlines():
-            name, _, label = line.strip().rpartition(' ')
-            names.append(name if name and label.isdigit() else line.strip())
-        names = [name for name in names if name]
-        outside = [name for name in names if os.path.isabs(name) or Path(os.path.normpath(name)).parts[:1] == ('..',)]
-        if outside:
-            raise ValueError(f'{len(outside)} of the paths in {path} lead out of {root}, such as {outside[0]}')
-        return [str(root / name) for name in names]
 
     def __getitem__(self, idx: int) -> dict | list[dict]:
         """The sample at ``idx``, or the next readable one."""

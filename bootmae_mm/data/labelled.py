@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from mmpretrain.datasets import CustomDataset
 
 from bootmae_mm.registry import DATASETS
 from bootmae_mm.values import number
+
+from .paths import check_inside
 
 
 @DATASETS.register_module()
@@ -23,7 +26,7 @@ class LabelledFolder(CustomDataset):
         **kwargs: As for ``CustomDataset``: ``data_root``, ``data_prefix``, ``ann_file``, ``pipeline``, ...
 
     Raises:
-        ValueError: If the share is not in (0, 1].
+        ValueError: If the share is not in (0, 1], or a list leads out of the folder.
         FileNotFoundError: If there is no such folder.
     """
 
@@ -35,6 +38,9 @@ class LabelledFolder(CustomDataset):
     def load_data_list(self) -> list[dict]:
         """Paths and labels, one dict each."""
         samples = super().load_data_list()
+        if self.ann_file:
+            paths, prefix = (sample['img_path'] for sample in samples), os.path.join(self.img_prefix, '')
+            check_inside((path.removeprefix(prefix) for path in paths), self.img_prefix, self.ann_file)
         if self.label_share == 1:
             return samples
         labels = np.array([sample['gt_label'] for sample in samples])

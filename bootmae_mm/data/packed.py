@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bootmae_mm.registry import DATASETS
+from bootmae_mm.values import integer
 
 from .datasets import SeededDataset
 from .packing import INDEX, MANIFEST
@@ -111,7 +112,7 @@ class PackedImages(SeededDataset):
     ) -> None:
         self.folder = folder
         self.verify = verify
-        self.max_images = max_images
+        self.max_images = None if max_images is None else integer(max_images, 'max_images', least=1)
         super().__init__(data_root=data_root, **kwargs)
 
     def full_init(self) -> None:

@@ -98,9 +98,12 @@ def pack(
         ``images``, ``unreadable``, ``bytes``.
 
     Raises:
-        ValueError: If ``out`` holds another pack, or too many images cannot be read.
+        ValueError: If ``out`` holds another pack, a name is not in UTF-8, or too many images cannot be read.
         OSError: If the disk is full, or will be.
     """
+    bad = next((name for name in names if not _is_text(name)), None)
+    if bad is not None:
+        raise ValueError(f'{bad!r}: a name that is not in UTF-8 does not fit into an archive; rename the file')
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256('\0'.join(names).encode()).hexdigest()
@@ -134,6 +137,15 @@ def pack(
     return dict(
         images=len(packed_names), unreadable=len(unreadable), bytes=sum(file.stat().st_size for file in archives)
     )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is in UTF-8: others come from the file system with their bytes in disguise."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _write_manifest(out: Path, manifest: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import mmengine.fileio
@@ -86,7 +87,8 @@ class LoadRGB(BaseTransform):
                 data = results['img_bytes'] if 'img_bytes' in results else self._read(path)
                 img = decode(data, self.backend, self.max_pixels, self.min_edge)
         except Exception as error:  # noqa: BLE001  decoders raise whatever they like on a broken file
-            raise UnreadableImageError(path, str(error) or type(error).__name__) from error
+            reason = re.sub(r' ?<[^<>]* at 0x[0-9a-f]+>', '', str(error))  # Pillow names the buffer it was given
+            raise UnreadableImageError(path, reason or type(error).__name__) from error
         if (
             self.crop_size
             and not self._warned

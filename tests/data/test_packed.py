@@ -185,3 +185,8 @@ def test_from_the_command_line(images, tmp_path, run_tool):
     assert '8 images' in out and '0 could not be read' in out and len(Pack(tmp_path / 'pack')) == 8
     status, _, message = run_tool('pack_dataset.py', root)
     assert status == 2
+
+
+def test_a_name_that_is_not_in_utf8_is_named(images, tmp_path):
+    with pytest.raises(ValueError, match=r"'\\udce4.png': a name that is not in UTF-8"):
+        pack(images, ['\udce4.png'], tmp_path / 'out', PackOptions())

@@ -1,0 +1,84 @@
+"""Folders with links, folders that cannot be listed, lists that lead out of their folder."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from bootmae_mm.data import ImageFolder, LabelledFolder
+from bootmae_mm.data.paths import check_inside, found_images
+from tests.conftest import ROOT, write_images
+
+
+def test_links_are_followed_once(tmp_path):
+    """To the folder itself, to each other, twice to the same: all images once."""
+    elsewhere = write_images(tmp_path / 'elsewhere', 2)
+    folder = write_images(tmp_path / 'images', 4)
+    for name in ('a', 'b'):
+        (folder / name).mkdir()
+        (folder / name / 'up').symlink_to(folder)
+        (folder / name / 'up too').symlink_to(folder)
+        (folder / f'to {name}').symlink_to(elsewhere)
+    (folder / 'a/across').symlink_to(folder / 'b')
+    (folder / 'b/across').symlink_to(folder / 'a')
+    (folder / 'to nothing').symlink_to(tmp_path / 'nothing')
+    paths = found_images(folder, ('.png',))
+    assert len({os.path.realpath(path) for path in paths}) == len(paths) == 4 + 2
+    assert all('to a' in path for path in paths if 'to ' in path)  # the first in order, in every process
+
+
+@pytest.mark.skipif(not hasattr(os, 'setuid'), reason='needs users')
+def test_a_folder_that_cannot_be_listed(tmp_path):
+    """As another user where the tests run as root, who may list all."""
+    write_images(tmp_path / 'images', 4)
+    (tmp_path / 'images/part1').chmod(0)
+    code = 'import sys; from bootmae_mm.data.paths import found_images; found_images(sys.argv[1], (".png",))'
+    if os.getuid() == 0:
+        for folder in [tmp_path, *tmp_path.parents]:
+            if 'pytest-' in str(folder):
+                folder.chmod(0o755)
+        code = code.replace('found_images(sys', 'import os; os.setuid(65534); found_images(sys')
+    done = subprocess.run(
+        [sys.executable, '-c', code, tmp_path / 'images'], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    (tmp_path / 'images/part1').chmod(0o755)
+    assert done.returncode == 1 and 'Permission denied' in done.stderr and 'part1' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize('name', ['../secret.png', '/etc/secret.png', 'cat/../../secret.png', '..'])
+def test_a_list_leads_nowhere_else(tmp_path, name):
+    write_images(tmp_path / 'images', 2)
+    Image.new('RGB', (4, 4)).save(tmp_path / 'secret.png')
+    (tmp_path / 'list.txt').write_text(f'part0/image 0.png 0\n{name} 1\n')
+    for kind in (ImageFolder, LabelledFolder):
+        options = dict(data_root=str(tmp_path / 'images'), ann_file=str(tmp_path / 'list.txt'), pipeline=[])
+        if kind is LabelledFolder:
+            options['metainfo'] = dict(classes=('a', 'b'))
+        with pytest.raises(ValueError, match='1 of the paths in .*list.txt lead out of .*images/?, such as'):
+            kind(**options)
+
+
+def test_dots_that_lead_nowhere_are_fine():
+    check_inside(['a/../b.png', 'a..b.png', '...', './a.png'], 'root', 'list')
+
+
+def test_a_labelled_list_in_its_folder(tmp_path):
+    write_images(tmp_path / 'images', 2)
+    (tmp_path / 'list.txt').write_text('part0/image 0.png 0\npart1/image 1.png 1\n')
+    dataset = LabelledFolder(
+        data_root=str(tmp_path),
+        data_prefix='images',
+        ann_file='list.txt',
+        metainfo=dict(classes=('a', 'b')),
+        pipeline=[dict(type='bootmae_mm.LoadRGB')],
+    )
+    assert [dataset[index]['gt_label'] for index in range(2)] == [0, 1]
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    write_images(tmp_path / 'images', 2)
+    (tmp_path / 'list.txt').write_bytes('Bär.png 0\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match='list.txt .ann_file. is no list in UTF-8'):
+        ImageFolder(data_root=str(tmp_path / 'images'), ann_file=str(tmp_path / 'list.txt'))
