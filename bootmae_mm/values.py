@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from numbers import Integral, Real
 from typing import Any
+
+# No count in a config is larger: a mistake is named here, before it fills the memory.
+MOST = 10**9
 
 
 def integer(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
@@ -14,7 +17,7 @@ def integer(value: Any, name: str, least: int | None = None, most: int | None = 
         value: To check.
         name: Of the config's key.
         least: Smallest value; None for any.
-        most: Largest value; None for any.
+        most: Largest value; None for :data:`MOST`.
 
     Returns:
         The value.
@@ -23,6 +26,8 @@ def integer(value: Any, name: str, least: int | None = None, most: int | None = 
         ValueError: If it is another.
     """
     good = isinstance(value, Integral) and not isinstance(value, bool)
+    if good and most is None and value > MOST:
+        raise ValueError(f'{name} must be at most {MOST}, but is {str(value)[:20]}')
     if not good or (least is not None and value < least) or (most is not None and value > most):
         raise ValueError(f'{name} must be an int{_span(least, most)}, but is {value!r}')
     return int(value)
@@ -52,9 +57,10 @@ def number(
     Raises:
         ValueError: If it is another.
     """
-    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, Real) and not isinstance(value, bool)
     if (
         not good
+        or not -sys.float_info.max <= value <= sys.float_info.max  # an int may be larger than any float
         or (least is not None and value < least)
         or (most is not None and value > most)
         or (above is not None and value <= above)

@@ -19,12 +19,21 @@ def test_other_values_are_no_integers(value):
         integer(value, 'depth', 1, 6)
 
 
+@pytest.mark.parametrize('value', [10**9 + 1, 10**400])
+def test_counts_that_would_fill_the_memory(value):
+    with pytest.raises(ValueError, match='depth must be at most 1000000000, but is 10') as caught:
+        integer(value, 'depth', least=1)
+    assert len(str(caught.value)) < 80
+    assert integer(10**9, 'depth') == 10**9
+    assert integer(value, 'seed', most=10**500) == value
+
+
 @pytest.mark.parametrize('value', [0, 0.5, 1, np.float32(0.25)])
 def test_numbers(value):
     assert number(value, 'ratio', least=0, most=1) == value
 
 
-@pytest.mark.parametrize('value', [-0.1, 1.1, math.nan, math.inf, -math.inf, '0.5', True, None])
+@pytest.mark.parametrize('value', [-0.1, 1.1, math.nan, math.inf, -math.inf, 10**400, '0.5', True, None])
 def test_other_values_are_no_numbers(value):
     with pytest.raises(ValueError, match='ratio must be a number in 0..1, but is '):
         number(value, 'ratio', least=0, most=1)

@@ -91,7 +91,7 @@ def main() -> None:
     from mmengine.logging import print_log
 
     from bootmae_mm.engine.hooks.interruption import Interrupted
-    from bootmae_mm.engine.launch import cause_of, finish, launched_rank
+    from bootmae_mm.engine.launch import cause_of, finish, is_refusal, launched_rank
     from bootmae_mm.engine.recovery import choose_start, lock
     from bootmae_mm.interop.checkpoint import reason_of
 
@@ -118,8 +118,8 @@ def main() -> None:
         cause = cause_of(error)
         if cause is None and not isinstance(error, (ValueError, TypeError, OSError, EOFError, FloatingPointError)):
             raise  # a defect, or out of memory
-        # The traceback for whoever needs it, and below it one clear line.
-        traceback.print_exc()
+        if not is_refusal(error):
+            traceback.print_exc()  # for whoever needs it, and below it one clear line
         raise SystemExit(f'error: {cause or (str(error) or repr(error)).strip().splitlines()[-1]}') from None
     finally:
         if held is not None:

@@ -57,8 +57,8 @@ class ImageFolder(SeededDataset):
     Links are followed, but no folder is visited twice.
 
     An unreadable image is skipped (the next one takes its place), named in the log and in a file, and counted, across
-    workers. Above the share ``max_unreadable`` of the images that this process has seen (of the first 1,000, or all if there are
-    fewer, before it has seen so many) the run stops and names the files.
+    workers. Above the share ``max_unreadable`` of the images that this process has seen (of the first 1,000, or all if
+    there are fewer, before it has seen so many) the run stops and names the files.
 
     Args:
         data_root: The folder.

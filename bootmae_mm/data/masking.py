@@ -240,7 +240,7 @@ class MaskSampling(BaseTransform):
         if strategy != 'random' and min(self.grid) < 2:
             raise ValueError(f'blocks need a grid_size of two rows and columns, but it is {self.grid}')
         integer(roll, 'roll', least=1)
-        self.per_image = integer(per_image, 'per_image', least=1)
+        self.per_image = integer(per_image, 'per_image', 1, 1000)
         self.strategy = strategy
         self.num_blocked = self.num_masked if strategy == 'block' else num_blocked
         self.block: dict = dict(min_block=min_block, max_block=max_block, min_aspect=min_aspect)

@@ -14,10 +14,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bootmae_mm.interop.checkpoint import load_file
-from bootmae_mm.values import integer
+from bootmae_mm.values import integer, number
 
 from .hooks.teacher import unwrapped
 from .launch import LOADERS
+
+# Options of mmengine's schedulers that are numbers, and are first used when their turn comes, perhaps after days.
+SCHEDULER_NUMBERS = {
+    *('begin', 'end', 'start_factor', 'end_factor', 'factor', 'gamma', 'power', 'eta_min', 'eta_min_ratio', 'T_max')
+}
 
 
 def check_agreement(text: str, what: str) -> None:
@@ -50,7 +55,7 @@ def check_settings(cfg: Config) -> None:
         cfg: Whole.
 
     Raises:
-        ValueError: On the first that makes no sense, with its key.
+        ValueError: On the first that makes no sense, with its key; on a None where the key stands for a number.
     """
     least = {
         'train_cfg': dict(max_epochs=1, max_iters=1, val_begin=0, val_interval=1),
@@ -59,9 +64,14 @@ def check_settings(cfg: Config) -> None:
     }
     for part, numbers in least.items():
         for key, smallest in numbers.items():
-            value = (cfg.get(part) or {}).get(key)
-            if value is not None:
-                integer(value, f'{part}.{key}', least=smallest)
+            options = cfg.get(part) or {}
+            if key in options:
+                integer(options[key], f'{part}.{key}', least=smallest)
+    schedulers = cfg.get('param_scheduler') or []
+    for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
+        for key in SCHEDULER_NUMBERS & set(scheduler):
+            if scheduler[key] is not None:  # where mmengine has a default that is None
+                number(scheduler[key], f'param_scheduler.{index}.{key}')
 
 
 def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
@@ -110,8 +120,8 @@ def check_loader(runner: Runner) -> None:
     """Check that there is at least one batch to train on, and that all processes have the same data.
 
     Raises:
-        ValueError: If all images together are less than one batch, none has an object of the dataset's classes, or a
-            process has another number of images.
+        ValueError: If all images together are less than one batch, or all batches less than one step, none has an
+            object of the dataset's classes, or a process has another number of images.
     """
     try:
         loader = runner.train_dataloader
@@ -123,6 +133,14 @@ def check_loader(runner: Runner) -> None:
         raise ValueError(
             f'{len(loader.dataset)} images are less than one batch of {loader.batch_size} for each of '
             f'{runner.world_size} processes; set train_dataloader.batch_size lower'
+        )
+    options = runner.cfg.train_cfg
+    iterations = options['max_iters'] if 'max_iters' in options else options.get('max_epochs', 1) * len(loader)
+    counts = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
+    if counts > iterations:
+        raise ValueError(
+            f'optim_wrapper.accumulative_counts {counts} is more than the {iterations} iterations of the run: there '
+            'would be one step, at its end'
         )
 
 
@@ -207,11 +225,13 @@ def check_validation(runner: Runner) -> None:
     """Check, before hours of training, that what was learnt can be validated.
 
     Raises:
-        ValueError: If the data sets have other classes, or a metric looks at more classes than there are.
+        ValueError: If the data sets have other classes, a metric looks at more classes than there are, or a process
+            has another number of images.
     """
     loop = runner.val_loop
     if loop is None:
         return
+    check_agreement(f'{len(loop.dataloader.dataset)} images', 'a data set for validation')
     classes, others = (
         getattr(dataset, 'metainfo', {}).get('classes')
         for dataset in (runner.train_dataloader.dataset, loop.dataloader.dataset)

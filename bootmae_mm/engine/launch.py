@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from datetime import timedelta
 from pathlib import Path
 
@@ -181,6 +182,14 @@ def finish(launcher: str = 'none', status: int = 0, within: float | None = None)
         os._exit(status)
     if status:
         raise SystemExit(status)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether this package itself has refused something, which one line explains; a registry may have passed it on."""
+    while error.__context__ is not None:
+        error = error.__context__
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(__file__).resolve().parents[1] in Path(frames[-1].filename).resolve().parents
 
 
 def cause_of(error: BaseException) -> str | None:

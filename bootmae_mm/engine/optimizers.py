@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,6 +78,11 @@ class GroupedOptimWrapperConstructor:
         for key in ('lr', 'weight_decay', 'eps'):
             if key in self.optimizer_cfg:
                 number(self.optimizer_cfg[key], f'optimizer.{key}', least=0)
+        betas = self.optimizer_cfg.get('betas', (0.0, 0.0))
+        if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
+            raise ValueError(f'optimizer.betas must be two numbers, but is {betas!r}')
+        for beta in betas:
+            number(beta, 'optimizer.betas', least=0, below=1)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay applies to a parameter."""

@@ -58,10 +58,7 @@ class BootMAE(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
-        if self.backbone.window_size or self.backbone.rel_pos_bias:
-            raise ValueError(
-                'pretraining has neither windows nor relative-position bias; both are for downstream tasks'
-            )
+        self._check_backbone()
         self.neck = MODELS.build(
             neck,
             default_args=dict(
@@ -103,6 +100,22 @@ class BootMAE(BaseModel):
         self.weight_mask = weight_mask
         self.pixel_weight = number(pixel_weight, 'pixel_weight', least=0)
         self.feature_weight = number(feature_weight, 'feature_weight', least=0)
+
+    def _check_backbone(self) -> None:
+        """Refuse what is for downstream tasks only, and other channels than those that are normalised."""
+        backbone = self.backbone
+        if backbone.window_size or backbone.rel_pos_bias:
+            raise ValueError(
+                'pretraining has neither windows nor relative-position bias; both are for downstream tasks'
+            )
+        if not backbone.final_norm:
+            raise ValueError('pretraining needs the final norm of the backbone: final_norm=True')
+        channels, mean = backbone.patch_embed.projection.in_channels, getattr(self.data_preprocessor, 'mean', None)
+        if mean is not None and len(mean) != channels:
+            raise ValueError(
+                f'in_channels of the backbone is {channels}, but the data_preprocessor normalises {len(mean)}: '
+                'mean and std need one number a channel'
+            )
 
     def _build_teacher(self, backbone: dict, teacher: dict | None) -> nn.Module:
         """A copy of the student, or the frozen encoder that ``teacher`` describes."""

@@ -19,7 +19,7 @@ from bootmae_mm.values import integer, number
 
 from .block import EncoderBlock, run_block
 from .relative_position import RelativePositionBias
-from .tokens import patch_grid, sincos_pos_embed, take_patches, take_tokens, to_pair
+from .tokens import MOST_WIDE, patch_grid, sincos_pos_embed, take_patches, take_tokens, to_pair
 
 
 def _arch(embed_dims: int, num_layers: int, num_heads: int) -> dict:
@@ -85,6 +85,7 @@ class BootMAEViT(VisionTransformer):
         **kwargs: object,
     ) -> None:
         self._check_arch(arch)
+        integer(kwargs.get('in_channels', 3), 'in_channels', 1, MOST_WIDE)
         self.grid_size = patch_grid(img_size, patch_size)
         number(kwargs.get('drop_path_rate', 0.0), 'drop_path_rate', least=0, below=1)
         super().__init__(
@@ -118,7 +119,7 @@ class BootMAEViT(VisionTransformer):
         if not isinstance(arch, dict) or not needed <= set(arch):
             raise ValueError(f'a custom arch is a dict with {", ".join(sorted(needed))}, but is {arch!r}')
         for key in sorted(needed):
-            integer(arch[key], f'arch.{key}', least=1)
+            integer(arch[key], f'arch.{key}', 1, 1000 if key == 'num_layers' else MOST_WIDE)
         if arch['embed_dims'] % 4:
             raise ValueError(
                 f'embed_dims {arch["embed_dims"]} is not divisible by 4, as the sine-cosine position embedding needs'

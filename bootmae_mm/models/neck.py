@@ -12,7 +12,7 @@ from bootmae_mm.values import integer, number
 
 from .attention import DecoderAttention
 from .block import run_block
-from .tokens import SharedTokens, sincos_pos_embed
+from .tokens import MOST_WIDE, SharedTokens, sincos_pos_embed
 
 
 class DecoderBlock(nn.Module):
@@ -204,12 +204,12 @@ class BootMAENeck(BaseModule):
 
     @staticmethod
     def _check(options: dict, name: str) -> None:
-        width = integer(options['width'], f'{name}.width', least=4)
+        width = integer(options['width'], f'{name}.width', 4, MOST_WIDE)
         if width % 4:
             raise ValueError(f'{name}.width {width} is not divisible by 4, as the sine-cosine position embedding needs')
-        integer(options['depth'], f'{name}.depth', least=1)
+        integer(options['depth'], f'{name}.depth', 1, 1000)
         integer(options['num_heads'], f'{name}.num_heads', 1, width)
-        if number(options['mlp_ratio'], f'{name}.mlp_ratio', above=0) * width < 1:
+        if number(options['mlp_ratio'], f'{name}.mlp_ratio', above=0, most=MOST_WIDE) * width < 1:
             raise ValueError(
                 f'{name}.mlp_ratio {options["mlp_ratio"]} leaves the MLP of a width of {width} without units'
             )

@@ -158,7 +158,7 @@ def test_masks_stay_the_same_from_release_to_release():
         (dict(strategy='stripes'), 'strategy'),
         (dict(num_blocked=196), 'num_blocked'),
         (dict(min_block=9, max_block=4), 'min_block'),
-        (dict(per_image=0), 'per_image must be an int >= 1'),
+        (dict(per_image=0), 'per_image must be an int in 1..1000'),
         (dict(roll=0), 'roll'),
         (dict(grid_size=(1, 8)), 'two rows'),
         (dict(grid_size=0), 'grid_size'),

@@ -100,7 +100,7 @@ def test_standard_archs(name, dims, layers, heads):
         (dict(arch='gigantic'), 'unknown arch'),
         (dict(arch=dict(embed_dims=24)), 'custom arch'),
         (dict(arch={**TINY_ARCH, 'num_heads': 5}), 'not divisible by num_heads'),
-        (dict(arch={**TINY_ARCH, 'num_layers': 0}), r'arch.num_layers must be an int >= 1'),
+        (dict(arch={**TINY_ARCH, 'num_layers': 0}), r'arch.num_layers must be an int in 1..1000'),
         (dict(arch={**TINY_ARCH, 'embed_dims': 30, 'num_heads': 3}), 'divisible by 4'),
         (dict(img_size=50), 'not divisible by patch_size'),
     ],

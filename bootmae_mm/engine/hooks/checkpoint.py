@@ -35,15 +35,19 @@ class CheckpointHook(MMEngineCheckpointHook):
         **kwargs: As for mmengine's: ``interval``, ``max_keep_ckpts``, ``save_best``, ...
 
     Raises:
-        ValueError: If ``keep_every`` is less than 1.
+        ValueError: If ``keep_every`` is less than 1, ``interval`` or ``max_keep_ckpts`` is 0 or less than -1, or
+            ``by_epoch`` no bool.
         OSError: Before training, if the disk has no room for a checkpoint; after it, if the last one is not written.
         FloatingPointError: If a weight is not finite.
     """
 
     def __init__(self, *args: object, keep_every: int | None = None, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        integer(self.interval, 'interval')
-        integer(self.max_keep_ckpts, 'max_keep_ckpts')
+        for name in ('interval', 'max_keep_ckpts'):  # -1: never, and all
+            if integer(getattr(self, name), name, least=-1) == 0:
+                raise ValueError(f'{name} must be -1 or an int >= 1, but is 0')
+        if not isinstance(self.by_epoch, bool):
+            raise ValueError(f'by_epoch must be True or False, but is {self.by_epoch!r}')
         self._unwritten: str | None = None
         self.keep_every = None if keep_every is None else integer(keep_every, 'keep_every', least=1)
 

@@ -1,6 +1,8 @@
 # What classification, segmentation and detection share.
 _base_ = './default.py'
 default_hooks = dict(
+    # Stops on a loss or gradient that is not finite; needs no look at the device between log lines.
+    runtime_info=dict(type='bootmae_mm.MonitorHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),

@@ -1,0 +1,101 @@
+"""Values that are refused before the first iteration, each with its key."""
+
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+
+from bootmae_mm.engine.checks import check_loader, check_settings
+from bootmae_mm.engine.hooks import CheckpointHook
+from bootmae_mm.engine.launch import is_refusal
+from bootmae_mm.engine.optimizers import GroupedOptimWrapperConstructor
+from bootmae_mm.models import BootMAE
+from bootmae_mm.models.tokens import patch_grid
+from tests.conftest import tiny_config
+
+
+@pytest.mark.parametrize(
+    ('part', 'key'),
+    [
+        ('train_cfg', 'max_epochs'),
+        ('train_cfg', 'max_iters'),
+        ('optim_wrapper', 'accumulative_counts'),
+        ('train_dataloader', 'batch_size'),
+        ('val_dataloader', 'num_workers'),
+    ],
+)
+@pytest.mark.parametrize('value', [None, -1, 1.5, 10**12, 10**400])
+def test_counts(part, key, value):
+    with pytest.raises(ValueError, match=rf'^{part}\.{key} must be '):
+        check_settings(Config({part: {key: value}}))
+    check_settings(Config({part: {key: 1}}))
+
+
+@pytest.mark.parametrize('value', ['low', float('nan'), [1], True])
+def test_numbers_of_schedules(value):
+    schedules = [dict(type='LinearLR', begin=0, end=1), dict(type='CosineAnnealingLR', eta_min=value)]
+    with pytest.raises(ValueError, match=r'^param_scheduler\.1\.eta_min must be a number'):
+        check_settings(Config(dict(param_scheduler=schedules)))
+    schedules[1].update(eta_min=None, eta_min_ratio=0.1)
+    check_settings(Config(dict(param_scheduler=schedules)))
+
+
+@pytest.mark.parametrize('train_cfg', [dict(by_epoch=True, max_epochs=3), dict(by_epoch=False, max_iters=6)])
+def test_an_accumulation_longer_than_the_run(train_cfg):
+    class Loader(list):
+        dataset, batch_size = range(4), 2
+
+    runner = SimpleNamespace(
+        train_dataloader=Loader('ab'), cfg=Config(dict(train_cfg=train_cfg, optim_wrapper=dict(accumulative_counts=7)))
+    )
+    with pytest.raises(ValueError, match='accumulative_counts 7 is more than the 6 iterations of the run'):
+        check_loader(runner)
+    runner.cfg.optim_wrapper.accumulative_counts = 6
+    check_loader(runner)
+
+
+@pytest.mark.parametrize('options', [dict(interval=0), dict(interval=-2), dict(max_keep_ckpts=0), dict(by_epoch='no')])
+def test_checkpoints(options):
+    with pytest.raises(ValueError, match=f'^{next(iter(options))} must be '):
+        CheckpointHook(**options)
+    CheckpointHook(interval=-1, max_keep_ckpts=-1, by_epoch=False)
+
+
+@pytest.mark.parametrize('betas', [[0.9], 0.9, 'ab', [0.9, 1.0], [0.9, None], None])
+def test_betas(betas):
+    with pytest.raises(ValueError, match=r'optimizer\.betas must be '):
+        GroupedOptimWrapperConstructor(dict(optimizer=dict(type='AdamW', betas=betas)))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(in_channels=1), 'in_channels of the backbone is 1, but the data_preprocessor normalises 3'),
+        (dict(final_norm=False), 'final_norm=True'),
+        (dict(img_size=2**17), 'img_size must be a positive int'),
+        (dict(arch=dict(embed_dims=24, num_layers=10**7, num_heads=3, feedforward_channels=48)), 'arch.num_layers'),
+    ],
+)
+def test_backbones_that_cannot_be_pretrained(options, message):
+    config = tiny_config()
+    config['backbone'].update(options)
+    config.pop('type')
+    with pytest.raises(ValueError, match=message) as caught:
+        BootMAE(**config)
+    assert is_refusal(caught.value)
+
+
+def test_more_patches_than_make_sense():
+    assert patch_grid(512, 1) == (512, 512)
+    with pytest.raises(ValueError, match='img_size 513x512 has more than 262144 patches'):
+        patch_grid((513, 512), 1)
+
+
+def test_what_another_package_raises_is_no_refusal():
+    try:
+        int('no number')
+    except ValueError as error:
+        assert not is_refusal(error)
+    with pytest.raises(ValueError) as caught:
+        Config(dict(a=1)).merge_from_dict({'a.b': 1, 'a': int('x')})
+    assert not is_refusal(caught.value)
