@@ -91,6 +91,8 @@ class ImageFolder(SeededDataset):
     ) -> None:
         self.folder = folder
         self.max_unreadable = number(max_unreadable, 'max_unreadable', least=0, most=1)
+        if isinstance(extensions, str):  # else its letters would be taken for endings
+            raise ValueError(f"extensions must be a list, such as ['.jpg', '.png'], but is {extensions!r}")
         self.extensions = tuple(extensions)
         self.max_images = None if max_images is None else integer(max_images, 'max_images', least=1)
         self.unreadable_file = unreadable_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import mmengine.fileio
@@ -117,7 +118,7 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
         **kwargs: As for mmpretrain's: ``crop_ratio_range``, ``aspect_ratio_range``, ``max_attempts``.
 
     Raises:
-        ValueError: On an unknown backend or interpolation.
+        ValueError: On an unknown backend or interpolation, or a range that is none.
     """
 
     def __init__(
@@ -132,6 +133,13 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
         if backend == 'torch' and interpolation not in ('bicubic', 'bilinear'):
             raise ValueError(f"interpolation must be 'bicubic' or 'bilinear' with torch, but is {interpolation!r}")
         size = to_pair(scale, 'scale')
+        for name in ('crop_ratio_range', 'aspect_ratio_range'):
+            values = kwargs.get(name, (1.0, 1.0))
+            if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 2:
+                raise ValueError(f'{name} must be two numbers, but is {values!r}')
+            if number(values[0], name, above=0) > number(values[1], name, above=0):
+                raise ValueError(f'{name} must be (least, most), but is {values!r}')
+        integer(kwargs.get('max_attempts', 10), 'max_attempts', 1, 1000)
         super().__init__(scale=size, backend=backend, interpolation=interpolation, **kwargs)
 
     def transform(self, results: dict) -> dict:

@@ -67,11 +67,29 @@ def check_settings(cfg: Config) -> None:
             options = cfg.get(part) or {}
             if key in options:
                 integer(options[key], f'{part}.{key}', least=smallest)
+    _check_others(cfg)
     schedulers = cfg.get('param_scheduler') or []
     for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
         for key in SCHEDULER_NUMBERS & set(scheduler):
             if scheduler[key] is not None:  # where mmengine has a default that is None
                 number(scheduler[key], f'param_scheduler.{index}.{key}')
+
+
+def _check_others(cfg: Config) -> None:
+    """What is no count: the kind of loop, the seed, timeouts, clipping."""
+    by_epoch = (cfg.get('train_cfg') or {}).get('by_epoch', True)
+    if not isinstance(by_epoch, bool):
+        raise ValueError(f'train_cfg.by_epoch must be True or False, but is {by_epoch!r}')
+    seed = (cfg.get('randomness') or {}).get('seed')
+    if seed is not None:
+        integer(seed, 'randomness.seed', 0, 2**32 - 1)
+    for name in LOADERS:
+        number((cfg.get(name) or {}).get('timeout', 0), f'{name}.timeout', least=0)
+    timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout', 1800)
+    number(timeout, 'env_cfg.dist_cfg.timeout', above=0)
+    clip = (cfg.get('optim_wrapper') or {}).get('clip_grad')
+    if clip is not None and 'max_norm' in clip:
+        number(clip['max_norm'], 'optim_wrapper.clip_grad.max_norm', above=0)
 
 
 def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:

@@ -72,7 +72,10 @@ class GroupedOptimWrapperConstructor:
         if unknown:
             raise ValueError(f'unknown option {unknown} in paramwise_cfg; there is {", ".join(self.options)}')
         self.paramwise_cfg = given
-        self.no_decay = tuple(given.get('no_decay', ('pos_embed', 'cls_token')))
+        no_decay = given.get('no_decay', ('pos_embed', 'cls_token'))
+        if not isinstance(no_decay, Sequence) or isinstance(no_decay, str):
+            raise ValueError(f'paramwise_cfg.no_decay must be a list of names, but is {no_decay!r}')
+        self.no_decay = tuple(no_decay)
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
         for key in ('lr', 'weight_decay', 'eps'):

@@ -182,6 +182,8 @@ class BootMAENeck(BaseModule):
         for name, options in (('pixel', pixel), ('feature', feature)):
             if options is None:
                 continue
+            if not isinstance(options, dict):
+                raise ValueError(f'neck.{name} must be a dict of options or None, but is {options!r}')
             unknown = set(options) - set(self.DEFAULTS[name])
             if unknown:
                 raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 
 from bootmae_mm.registry import MODELS
+from bootmae_mm.values import number
 
 
 @MODELS.register_module()
@@ -27,8 +28,11 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
         non_blocking: bool = True,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
-        if len(mean) != len(std) or any(value <= 0 for value in std):
+        good = not isinstance(mean, str) and not isinstance(std, str) and len(mean) == len(std)
+        if not good or any(number(value, 'std') <= 0 for value in std):
             raise ValueError(f'mean and std need one number a channel and std > 0, but are {mean} and {std}')
+        for value in mean:
+            number(value, 'mean')
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
+from bootmae_mm.data import ImageFolder, RandomResizedCrop
 from bootmae_mm.engine.checks import check_loader, check_settings
 from bootmae_mm.engine.hooks import CheckpointHook
 from bootmae_mm.engine.launch import is_refusal
 from bootmae_mm.engine.optimizers import GroupedOptimWrapperConstructor
-from bootmae_mm.models import BootMAE
+from bootmae_mm.models import BootMAE, BootMAENeck
+from bootmae_mm.models.preprocessor import BootMAEDataPreprocessor
 from bootmae_mm.models.tokens import patch_grid
 from tests.conftest import tiny_config
 
@@ -38,6 +40,49 @@ def test_numbers_of_schedules(value):
         check_settings(Config(dict(param_scheduler=schedules)))
     schedules[1].update(eta_min=None, eta_min_ratio=0.1)
     check_settings(Config(dict(param_scheduler=schedules)))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'train_cfg.by_epoch': 'maybe'},
+        {'randomness.seed': -1},
+        {'randomness.seed': 2**32},
+        {'randomness.seed': 1.5},
+        {'train_dataloader.timeout': 'x'},
+        {'env_cfg.dist_cfg.timeout': 0},
+        {'optim_wrapper.clip_grad.max_norm': float('nan')},
+    ],
+)
+def test_other_settings(options):
+    cfg = Config(dict(train_cfg=dict(by_epoch=True), randomness=dict(seed=None), env_cfg=dict(dist_cfg=dict())))
+    check_settings(cfg)
+    cfg.merge_from_dict(options)
+    (key,) = options
+    with pytest.raises(ValueError, match=f'^{key} must be '):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    ('make', 'key'),
+    [
+        (lambda: ImageFolder(data_root='.', extensions='png'), 'extensions'),
+        (lambda: RandomResizedCrop(32, crop_ratio_range='x'), 'crop_ratio_range'),
+        (lambda: RandomResizedCrop(32, crop_ratio_range=(float('nan'), 1)), 'crop_ratio_range'),
+        (lambda: RandomResizedCrop(32, aspect_ratio_range=(2, 1)), 'aspect_ratio_range'),
+        (lambda: BootMAEDataPreprocessor(std='one'), 'mean and std'),
+        (lambda: BootMAEDataPreprocessor(mean=[0, 'a', 0]), 'mean'),
+        (lambda: BootMAENeck(24, 3, 3, (4, 6), pixel=5), 'neck.pixel'),
+        (
+            lambda: GroupedOptimWrapperConstructor(dict(optimizer=dict(type='AdamW')), dict(no_decay=5)),
+            'paramwise_cfg.no_decay',
+        ),
+    ],
+)
+def test_values_of_the_wrong_kind(make, key):
+    with pytest.raises(ValueError, match=f'^{key} (must be|need) ') as caught:
+        make()
+    assert is_refusal(caught.value)
 
 
 @pytest.mark.parametrize('train_cfg', [dict(by_epoch=True, max_epochs=3), dict(by_epoch=False, max_iters=6)])
