@@ -88,9 +88,11 @@ def build_runner(args: argparse.Namespace) -> Runner:
     from bootmae_mm.engine.runner import Runner
 
     cfg = read_config(str(CONFIG), args.cfg_options, args.work_dir)
-    if args.epochs:
-        cfg.train_cfg.max_epochs = args.epochs
-        cfg.param_scheduler[1].end = args.epochs
+    if args.epochs is not None:
+        warmup = cfg.param_scheduler[1].begin
+        if args.epochs <= warmup:
+            raise SystemExit(f'error: --epochs must be more than {warmup}, the length of the warm-up')
+        cfg.train_cfg.max_epochs = cfg.param_scheduler[1].end = args.epochs
     prepare(cfg)
     return Runner.from_cfg(cfg)
 
