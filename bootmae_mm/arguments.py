@@ -47,11 +47,16 @@ def choose_trust(trusted: bool) -> None:
     os.environ[TRUSTED] = '1' if trusted else '0'
 
 
+def is_trusted() -> bool:
+    """Whether checkpoints may run code, as torch reads its switch."""
+    return os.environ.get(TRUSTED, '0') in ('1', 'y', 'yes', 'true')
+
+
 @contextmanager
 def data_only() -> Iterator[None]:
     """While the block runs no ``torch.load`` runs code of a file, unless checkpoints are trusted (see above)."""
     before = os.environ.get(SAFE)
-    if os.environ.get(TRUSTED, '0') != '1':
+    if not is_trusted():
         os.environ[SAFE] = '1'
     try:
         yield

@@ -252,7 +252,7 @@ def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> 
     """Processes, batches, resolutions."""
     from bootmae_mm.benchmark.scale import check_processes, measure_growth, measure_processes
 
-    check_processes(args.processes)
+    check_processes(args.processes, device)
     growth = measure_growth(cfg, device, args.batches, args.sizes, args.repeats, args.dtype)
     rows(
         [('batch', 'pixels', 'step, ms', 'ms an image')]
@@ -260,7 +260,7 @@ def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> 
     )
     processes = []
     if args.processes:
-        processes = measure_processes(cfg, args.processes, args.batch, args.repeats, args.dtype)
+        processes = measure_processes(cfg, device, args.processes, args.batch, args.repeats, args.dtype)
         print()
         rows(
             [('processes', 'images/s', 'efficiency')]

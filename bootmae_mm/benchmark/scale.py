@@ -15,13 +15,15 @@ from .step import TrainingStep
 from .timing import seconds_of, synchronize
 
 
-def check_processes(counts: list[int]) -> None:
+def check_processes(counts: list[int], device: torch.device) -> None:
     """Raise a ValueError if there are fewer GPUs than processes (on CPUs there may be any number)."""
-    if torch.cuda.is_available() and max(counts, default=1) > torch.cuda.device_count():
+    if device.type == 'cuda' and max(counts, default=1) > torch.cuda.device_count():
         raise ValueError(f'{max(counts)} processes need as many GPUs, but there are {torch.cuda.device_count()}')
 
 
-def measure_processes(cfg: Config, counts: list[int], batch: int, repeats: int, dtype: str | None) -> list[dict]:
+def measure_processes(
+    cfg: Config, device: torch.device, counts: list[int], batch: int, repeats: int, dtype: str | None
+) -> list[dict]:
     """Steps of one, two, ... processes, a fixed batch each: gloo on CPUs, with a share of the threads; nccl on GPUs.
 
     Returns:
@@ -31,12 +33,12 @@ def measure_processes(cfg: Config, counts: list[int], batch: int, repeats: int, 
     Raises:
         ValueError: If there are fewer GPUs than processes.
     """
-    check_processes(counts)
+    check_processes(counts, device)
     threads = max(1, torch.get_num_threads() // max(counts))
     results: list[dict] = []
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (count, folder, cfg.to_dict(), batch, repeats, dtype, threads)
+            arguments = (count, folder, cfg.to_dict(), device.type == 'cuda', batch, repeats, dtype, threads)
             torch.multiprocessing.spawn(_process, arguments, nprocs=count)
             seconds = float(Path(folder, 'seconds').read_text())
         speed = count * batch / seconds
@@ -46,12 +48,11 @@ def measure_processes(cfg: Config, counts: list[int], batch: int, repeats: int, 
 
 
 def _process(
-    rank: int, count: int, folder: str, cfg: dict, batch: int, repeats: int, dtype: str | None, threads: int
+    rank: int, count: int, folder: str, cfg: dict, cuda: bool, batch: int, repeats: int, dtype: str | None, threads: int
 ) -> None:
     """One of the processes; the first writes the median seconds of a step."""
     import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
-    cuda = torch.cuda.is_available()
     torch.set_num_threads(threads)
     device = torch.device('cuda', rank) if cuda else torch.device('cpu')
     if cuda:

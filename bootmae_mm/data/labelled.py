@@ -38,7 +38,7 @@ class LabelledFolder(CustomDataset):
     def load_data_list(self) -> list[dict]:
         """Paths and labels, one dict each."""
         samples = super().load_data_list()
-        if self.ann_file:
+        if self.ann_file and self.img_prefix:  # without a folder the list may name what it likes
             paths, prefix = (sample['img_path'] for sample in samples), os.path.join(self.img_prefix, '')
             check_inside((path.removeprefix(prefix) for path in paths), self.img_prefix, self.ann_file)
         if self.label_share == 1:

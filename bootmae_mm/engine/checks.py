@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def check_settings(cfg: Config) -> None:
                 integer(options[key], f'{part}.{key}', least=smallest)
     _check_others(cfg)
     schedulers = cfg.get('param_scheduler') or []
-    for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
+    for index, scheduler in enumerate(schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]):
+        if not isinstance(scheduler, dict):
+            raise ValueError(f'param_scheduler.{index} must be a dict, but is {scheduler!r}')
         for key in SCHEDULER_NUMBERS & set(scheduler):
             if scheduler[key] is not None:  # where mmengine has a default that is None
                 number(scheduler[key], f'param_scheduler.{index}.{key}')
@@ -86,9 +89,10 @@ def _check_others(cfg: Config) -> None:
     for name in LOADERS:
         number((cfg.get(name) or {}).get('timeout', 0), f'{name}.timeout', least=0)
     timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout', 1800)
-    number(timeout, 'env_cfg.dist_cfg.timeout', above=0)
+    if timeout is not None:  # mmengine's default
+        number(timeout, 'env_cfg.dist_cfg.timeout', above=0)
     clip = (cfg.get('optim_wrapper') or {}).get('clip_grad')
-    if clip is not None and 'max_norm' in clip:
+    if clip is not None and clip.get('max_norm') not in (None, math.inf):  # to log the norm only
         number(clip['max_norm'], 'optim_wrapper.clip_grad.max_norm', above=0)
 
 
@@ -153,7 +157,7 @@ def check_loader(runner: Runner) -> None:
             f'{runner.world_size} processes; set train_dataloader.batch_size lower'
         )
     options = runner.cfg.train_cfg
-    iterations = options['max_iters'] if 'max_iters' in options else options.get('max_epochs', 1) * len(loader)
+    iterations = options.get('max_iters', options.get('max_epochs', math.inf) * len(loader))
     counts = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
     if counts > iterations:
         raise ValueError(

@@ -185,11 +185,20 @@ def finish(launcher: str = 'none', status: int = 0, within: float | None = None)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether this package itself has refused something, which one line explains; a registry may have passed it on."""
-    while error.__context__ is not None:
-        error = error.__context__
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(__file__).resolve().parents[1] in Path(frames[-1].filename).resolve().parents
+    """Whether this package itself has refused something, which one line explains; a registry may have passed it on.
+
+    That is, whether a ``raise`` of this package made the error or one that led to it. (What comes out of a worker of a
+    loader has left that behind.)
+    """
+    package = Path(__file__).resolve().parents[1]
+    link: BaseException | None = error
+    while link is not None:
+        frames = traceback.extract_tb(link.__traceback__)
+        ours = frames and package in Path(frames[-1].filename).resolve().parents
+        if ours and (frames[-1].line or '').startswith('raise'):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def cause_of(error: BaseException) -> str | None:

@@ -78,12 +78,19 @@ class GroupedOptimWrapperConstructor:
         self.no_decay = tuple(no_decay)
         self.optim_wrapper_cfg = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(self.optim_wrapper_cfg.pop('optimizer'))
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Those of the optimizer; some have more betas than two, or more than one eps."""
         for key in ('lr', 'weight_decay', 'eps'):
             if key in self.optimizer_cfg:
-                number(self.optimizer_cfg[key], f'optimizer.{key}', least=0)
+                values = self.optimizer_cfg[key]
+                for value in values if key == 'eps' and isinstance(values, (list, tuple)) else [values]:
+                    number(value, f'optimizer.{key}', least=0)
         betas = self.optimizer_cfg.get('betas', (0.0, 0.0))
-        if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
-            raise ValueError(f'optimizer.betas must be two numbers, but is {betas!r}')
+        two = self.optimizer_cfg.get('type') in ('Adam', 'AdamW')
+        if not isinstance(betas, (list, tuple)) or (two and len(betas) != 2):
+            raise ValueError(f'optimizer.betas must be {"two " if two else ""}numbers, but is {betas!r}')
         for beta in betas:
             number(beta, 'optimizer.betas', least=0, below=1)
 

@@ -6,7 +6,6 @@ import argparse
 import ast
 import hashlib
 import importlib.util
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from bootmae_mm.arguments import TRUSTED
+from bootmae_mm.arguments import is_trusted
 
 
 def _history_method(owner: type, name: str) -> Callable:
@@ -126,7 +125,7 @@ def load_file(path: str | Path, mmap: bool = False) -> dict:
             checkpoint = torch.load(
                 path,
                 map_location='cpu',
-                weights_only=os.environ.get(TRUSTED, '0') != '1',
+                weights_only=not is_trusted(),
                 mmap=mmap and zipfile.is_zipfile(path),
             )
     except Exception as error:  # noqa: BLE001  whatever reading a foreign file raises

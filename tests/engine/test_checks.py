@@ -6,13 +6,14 @@ import pytest
 from mmengine.config import Config
 
 from bootmae_mm.data import ImageFolder, RandomResizedCrop
+from bootmae_mm.data.paths import check_inside, listed_images
 from bootmae_mm.engine.checks import check_loader, check_settings
 from bootmae_mm.engine.hooks import CheckpointHook
 from bootmae_mm.engine.launch import is_refusal
 from bootmae_mm.engine.optimizers import GroupedOptimWrapperConstructor
 from bootmae_mm.models import BootMAE, BootMAENeck
 from bootmae_mm.models.preprocessor import BootMAEDataPreprocessor
-from bootmae_mm.models.tokens import patch_grid
+from bootmae_mm.models.tokens import patch_grid, sincos_pos_embed
 from tests.conftest import tiny_config
 
 
@@ -141,6 +142,35 @@ def test_what_another_package_raises_is_no_refusal():
         int('no number')
     except ValueError as error:
         assert not is_refusal(error)
+    for defect in (lambda: check_inside(None, 'root', 'list'), lambda: sincos_pos_embed((2, None), 8)):
+        with pytest.raises(TypeError) as caught:  # in this package, but not by intention
+            defect()
+        assert not is_refusal(caught.value)
     with pytest.raises(ValueError) as caught:
         Config(dict(a=1)).merge_from_dict({'a.b': 1, 'a': int('x')})
     assert not is_refusal(caught.value)
+
+
+def test_a_refusal_that_follows_from_another_error_is_one(tmp_path):
+    (tmp_path / 'list.txt').write_bytes(b'\xff')
+    with pytest.raises(ValueError, match='no list in UTF-8') as caught:
+        listed_images(tmp_path, tmp_path / 'list.txt')
+    assert is_refusal(caught.value)
+
+
+def test_what_others_mean_is_not_refused():
+    """Values that are unusual here but mean something to mmengine or an optimizer."""
+    check_settings(
+        Config(
+            dict(
+                env_cfg=dict(dist_cfg=dict(timeout=None)),
+                optim_wrapper=dict(clip_grad=dict(max_norm=float('inf'))),
+                param_scheduler=(dict(type='LinearLR', end=1),),
+                val_dataloader=None,
+            )
+        )
+    )
+    with pytest.raises(ValueError, match=r'^param_scheduler\.0 must be a dict'):
+        check_settings(Config(dict(param_scheduler=[None])))
+    for options in (dict(type='Adan', betas=(0.98, 0.92, 0.99)), dict(type='Adafactor', eps=(1e-30, 1e-3))):
+        GroupedOptimWrapperConstructor(dict(optimizer=options))

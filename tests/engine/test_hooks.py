@@ -392,3 +392,15 @@ def test_a_collapse_is_warned_of(tmp_path, image_folder):
     assert log.read_text().count('have collapsed') == 1
     with pytest.raises(ValueError, match='must be a(n int| number) >= 0'):
         MonitorHook(max_skipped=-1)
+
+
+def test_norms_of_clipped_gradients_have_names_of_their_own(tmp_path, image_folder):
+    """mmengine logs the one before clipping."""
+    runner = make_runner(tmp_path, image_folder, {'optim_wrapper.clip_grad': dict(max_norm=0.1)})
+    runner.train()
+    logged = {
+        name: runner.message_hub.get_scalar(f'train/{name}')._log_history for name in ('grad_norm', 'clipped_grad_norm')
+    }
+    assert len(logged['grad_norm']) == len(logged['clipped_grad_norm']) == 6
+    assert min(logged['grad_norm']) > 0.2
+    assert logged['clipped_grad_norm'] == pytest.approx([0.1] * 6, rel=1e-4)

@@ -28,7 +28,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     measured = {}
     for outcome in ('passed', 'skipped', 'failed', 'error'):
         for report in terminalreporter.stats.get(outcome, []):
-            if '::test_' in getattr(report, 'nodeid', ''):
+            if 'tests/faults/' in getattr(report, 'nodeid', ''):
                 outcomes[report.nodeid] = outcome
                 measured.update(report.user_properties)
     tried = {outcome: Counter() for outcome in ('passed', 'skipped', 'failed', 'error')}

@@ -23,7 +23,9 @@ def test_a_loss_that_is_not_finite(tmp_path, arguments):
     last = said.strip().splitlines()[-1]
     assert status == 1 and 'not finite at iteration' in last and 'Last good checkpoint: ' in last, said[-3000:]
     assert 'pixel_loss' in last and 'Traceback' not in said
-    for path in (tmp_path / 'work').glob('*.pth'):  # all that were kept are good
+    kept = list((tmp_path / 'work').glob('*.pth'))
+    assert kept and f'Last good checkpoint: {tmp_path}' in last
+    for path in kept:
         state = torch.load(path, weights_only=False)['state_dict']
         assert all(value.isfinite().all() for value in state.values())
 

@@ -73,7 +73,8 @@ class CompileHook(Hook):
 
     def _try(self, device: torch.device, optim_wrapper: OptimWrapper) -> None:
         """Compile what blocks are made of, with gradients and in the precision of training."""
-        trial = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU()).to(device)
+        with torch.random.fork_rng(devices=[]):  # the run's random numbers are not to depend on this
+            trial = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU()).to(device)
         with optim_wrapper.optim_context(trial):
             out = torch.compile(trial, **self.options)(torch.zeros(8, 64, device=device))
         out.float().sum().backward()

@@ -44,8 +44,9 @@ class MonitorHook(RuntimeInfoHook):
     is written, and at the end. Every value of every iteration still enters the log's averages, and is the mean over
     all processes (mmengine logs those of the first).
 
-    Also logged: ``grad_norm``, the global L2 norm before the optimizer's step (nothing is clipped), and on a CPU
-    ``memory``, the largest resident size of the main process in MB.
+    Also logged: ``grad_norm``, the global L2 norm before the optimizer's step (where gradients are clipped, mmengine's
+    own, which waits for the device, and beside it ``clipped_grad_norm``), and on a CPU ``memory``, the largest resident
+    size of the main process in MB.
 
     A loss or gradient that is not finite in any process stops all of them: at the next fetch, and always before a
     checkpoint is written, so that no checkpoint comes after one. (With a loss scaler, which skips such steps by
@@ -79,7 +80,9 @@ class MonitorHook(RuntimeInfoHook):
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
         self._interval = min(intervals, default=1)
         scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
-        self._must_be_finite = ('loss',) if scaled else ('loss', 'grad_norm')
+        # Where gradients are clipped, mmengine logs the norm before under this name.
+        self._norm_name = 'clipped_grad_norm' if runner.optim_wrapper.clip_grad_kwargs else 'grad_norm'
+        self._must_be_finite = ('loss',) if scaled else ('loss', self._norm_name)
         self._skips = self.max_skipped > 0 and not scaled
         self._runner = runner
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._measure_gradients)
@@ -117,7 +120,7 @@ class MonitorHook(RuntimeInfoHook):
             else {name: value.detach() if isinstance(value, Tensor) else value for name, value in outputs.items()}
         )
         if self._grad_norm is not None:
-            values['grad_norm'] = self._grad_norm
+            values[self._norm_name] = self._grad_norm
             self._grad_norm = None
         self._pending.append((runner.iter + 1, values))
         if self.every_n_inner_iters(batch_idx, self._interval) or self.end_of_epoch(runner.train_dataloader, batch_idx):

@@ -1,7 +1,7 @@
 # What classification, segmentation and detection share.
 _base_ = './default.py'
 default_hooks = dict(
-    # Stops on a loss or gradient that is not finite; needs no look at the device between log lines.
+    # Stops on a loss or gradient that is not finite.
     runtime_info=dict(type='bootmae_mm.MonitorHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
