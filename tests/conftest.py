@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 # Before torch is imported: tests run on two cores, and tiny tensors gain nothing from threads.
@@ -113,6 +115,18 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> 
 @pytest.fixture
 def image_folder(tmp_path):
     return write_images(tmp_path / 'images', 8)
+
+
+def run_without_rights(imports: str, statement: str, folder: Path, *arguments) -> subprocess.CompletedProcess:
+    """Run a statement as a user who may not read all: another one where the tests run as root."""
+    change = ''
+    if os.getuid() == 0:
+        for place in [folder, *folder.parents]:
+            if 'pytest-' in str(place):
+                place.chmod(0o755)
+        change = 'import os; os.setuid(65534); '
+    command = [sys.executable, '-c', f'import sys; {imports}; {change}{statement}', *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 RUN_CONFIG = """

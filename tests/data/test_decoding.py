@@ -3,8 +3,6 @@
 import io
 import os
 import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -13,7 +11,7 @@ from PIL import Image
 
 from bootmae_mm.data import ImageFolder, LoadRGB
 from bootmae_mm.data.decoding import PILLOW_LIMIT, UnreadableImageError, decode, jpeg_size
-from tests.conftest import ROOT
+from tests.conftest import run_without_rights
 
 
 def load(path, **options):
@@ -222,17 +220,9 @@ def test_what_cannot_be_read_is_written_down_once(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, 'setuid'), reason='needs users')
 def test_a_file_without_permission(tmp_path):
-    """As another user where the tests run as root, who may read all."""
     Image.new('RGB', (8, 8)).save(tmp_path / 'x.png')
     (tmp_path / 'x.png').chmod(0)
-    code = 'import sys; from bootmae_mm.data import LoadRGB; LoadRGB()(dict(img_path=sys.argv[1]))'
-    if os.getuid() == 0:
-        for folder in [tmp_path, *tmp_path.parents]:
-            if 'pytest-' in str(folder):
-                folder.chmod(0o755)
-        code = code.replace('LoadRGB()(', 'import os; os.setuid(65534); LoadRGB()(', 1)
-    done = subprocess.run(
-        [sys.executable, '-c', code, tmp_path / 'x.png'], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    imports, statement = 'from bootmae_mm.data import LoadRGB', 'LoadRGB()(dict(img_path=sys.argv[1]))'
+    done = run_without_rights(imports, statement, tmp_path, tmp_path / 'x.png')
     assert done.returncode == 1
     assert 'UnreadableImageError' in done.stderr and 'Permission denied' in done.stderr.splitlines()[-1]

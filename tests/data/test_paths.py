@@ -1,15 +1,13 @@
 """Folders with links, folders that cannot be listed, lists that lead out of their folder."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
 from bootmae_mm.data import ImageFolder, LabelledFolder
 from bootmae_mm.data.paths import check_inside, found_images
-from tests.conftest import ROOT, write_images
+from tests.conftest import run_without_rights, write_images
 
 
 def test_links_are_followed_once(tmp_path):
@@ -31,18 +29,10 @@ def test_links_are_followed_once(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, 'setuid'), reason='needs users')
 def test_a_folder_that_cannot_be_listed(tmp_path):
-    """As another user where the tests run as root, who may list all."""
     write_images(tmp_path / 'images', 4)
     (tmp_path / 'images/part1').chmod(0)
-    code = 'import sys; from bootmae_mm.data.paths import found_images; found_images(sys.argv[1], (".png",))'
-    if os.getuid() == 0:
-        for folder in [tmp_path, *tmp_path.parents]:
-            if 'pytest-' in str(folder):
-                folder.chmod(0o755)
-        code = code.replace('found_images(sys', 'import os; os.setuid(65534); found_images(sys')
-    done = subprocess.run(
-        [sys.executable, '-c', code, tmp_path / 'images'], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    imports, statement = 'from bootmae_mm.data.paths import found_images', "found_images(sys.argv[1], ('.png',))"
+    done = run_without_rights(imports, statement, tmp_path, tmp_path / 'images')
     (tmp_path / 'images/part1').chmod(0o755)
     assert done.returncode == 1 and 'Permission denied' in done.stderr and 'part1' in done.stderr.splitlines()[-1]
 
