@@ -66,14 +66,26 @@ def wait_for(process, work_dir, step, logs=0, limit=120):
     pytest.fail(f'iteration {step} was not reached, but {steps_logged(work_dir)}; status {process.poll()}\n{said}')
 
 
+def children(pid, command='train.py'):
+    """Processes that a process has started, oldest first; those with something in their command line.
+
+    Without that it might be git, which mmengine asks for its version at each checkpoint.
+    """
+    found = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    return [int(child) for child in found if command in command_line(child)]
+
+
+def command_line(pid):
+    try:
+        return Path(f'/proc/{pid}/cmdline').read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return ''
+
+
 def ranks(launcher):
     """The processes that torchrun started: children of a child of the script, not workers of their loaders."""
-
-    def children(pid):
-        return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
-
-    (torchrun,) = (pid for pid in children(launcher.pid) if 'torch' in Path(f'/proc/{pid}/cmdline').read_text())
-    return [pid for pid in children(torchrun) if 'train.py' in Path(f'/proc/{pid}/cmdline').read_text()]
+    (torchrun,) = children(launcher.pid, 'torch')
+    return children(torchrun)
 
 
 def assert_equal(one, other):

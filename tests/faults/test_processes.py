@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, run_config
-from tests.faults.runs import OPTIONS, ranks, start, tries, wait_for
-from tests.faults.test_soak import children
+from tests.faults.runs import OPTIONS, children, ranks, start, tries, wait_for
 from tests.tools.test_tools import ENVIRONMENT, free_port
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
@@ -39,7 +38,7 @@ def test_worker_of_the_loader_killed(tmp_path, image_folder, number):
     process = start(config, tmp_path / 'work')
     wait_for(process, tmp_path / 'work', 5)
     time.sleep(random.Random(number).uniform(0, 0.05))
-    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
     said = finish(process, 30)
     assert process.returncode == 1
     last = said.splitlines()[-1]
