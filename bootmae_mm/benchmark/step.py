@@ -13,7 +13,6 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-from bootmae_mm.arguments import data_only
 from bootmae_mm.data import MaskSampling
 from bootmae_mm.engine.hooks.monitor import gradient_norm
 from bootmae_mm.engine.hooks.teacher import ema_update, moving_pairs
@@ -86,7 +85,7 @@ class TrainingStep:
         self.device = device
         self.batch = batch
         torch.manual_seed(0)
-        with quiet(), data_only():  # of init_cfg=dict(type='Pretrained')
+        with quiet():
             self.model = MODELS.build(cfg.model)
             self.model.init_weights()
             self.model.to(device).train()

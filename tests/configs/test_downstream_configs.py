@@ -206,6 +206,17 @@ def test_config_trains_and_predicts(name, data, tmp_path):
     assert 0 <= metrics[wanted] <= 100
 
 
+@pytest.mark.parametrize('name', ['cls/bootmae_vitb_ft_100e', 'seg/bootmae_vitb_upernet_ade20k'])
+def test_a_run_stops_on_a_loss_that_is_not_finite(name, data, tmp_path):
+    """With mixed labels, and with clipped gradients."""
+    path, _ = checkpoint_for(12, tmp_path / f'{name.replace("/", "-")}.pth')
+    cfg = tiny(name, data[name.split('/')[0]], tmp_path / 'work', checkpoint=path)
+    cfg.optim_wrapper.optimizer.lr = 1e30
+    cfg.param_scheduler = []
+    with pytest.raises(FloatingPointError, match='loss.* not finite at iteration 2'):
+        Runner.from_cfg(cfg).train()
+
+
 def test_knn_features_are_the_mean_patch_token_before_the_final_norm(data, tmp_path):
     path, pretrained = checkpoint_for(12, tmp_path / '_knn.pth')
     cfg = tiny('cls/bootmae_vitb_knn', data['cls'], tmp_path / 'work', checkpoint=path)

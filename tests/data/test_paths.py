@@ -14,6 +14,8 @@ def test_links_are_followed_once(tmp_path):
     """To the folder itself, to each other, twice to the same: all images once."""
     elsewhere = write_images(tmp_path / 'elsewhere', 2)
     folder = write_images(tmp_path / 'images', 4)
+    for place in (elsewhere, folder):
+        Image.new('RGB', (4, 4)).save(place / 'on top.png')
     for name in ('a', 'b'):
         (folder / name).mkdir()
         (folder / name / 'up').symlink_to(folder)
@@ -23,7 +25,7 @@ def test_links_are_followed_once(tmp_path):
     (folder / 'b/across').symlink_to(folder / 'a')
     (folder / 'to nothing').symlink_to(tmp_path / 'nothing')
     paths = found_images(folder, ('.png',))
-    assert len({os.path.realpath(path) for path in paths}) == len(paths) == 4 + 2
+    assert len({os.path.realpath(path) for path in paths}) == len(paths) == 4 + 2 + 2
     assert all('to a' in path for path in paths if 'to ' in path)  # the first in order, in every process
 
 

@@ -7,7 +7,8 @@ from mmengine.config import Config
 
 from bootmae_mm.data import ImageFolder, RandomResizedCrop
 from bootmae_mm.data.paths import check_inside, listed_images
-from bootmae_mm.engine.checks import check_loader, check_settings
+from bootmae_mm.engine import checks
+from bootmae_mm.engine.checks import check_loader, check_settings, check_validation
 from bootmae_mm.engine.hooks import CheckpointHook
 from bootmae_mm.engine.launch import is_refusal
 from bootmae_mm.engine.optimizers import GroupedOptimWrapperConstructor
@@ -129,6 +130,18 @@ def test_backbones_that_cannot_be_pretrained(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         BootMAE(**config)
     assert is_refusal(caught.value)
+
+
+@pytest.mark.parametrize('other', [8, 9])
+def test_processes_with_other_images_for_validation(other, monkeypatch):
+    monkeypatch.setattr(checks, 'all_gather_object', lambda text: [text, f'{other} images'])
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=range(8)), evaluator=SimpleNamespace(metrics=[]))
+    runner = SimpleNamespace(val_loop=loop, train_dataloader=SimpleNamespace(dataset=range(4)))
+    if other == 8:
+        check_validation(runner)
+        return
+    with pytest.raises(ValueError, match='process 1 .* a data set for validation other than .* .9 images. instead of'):
+        check_validation(runner)
 
 
 def test_more_patches_than_make_sense():

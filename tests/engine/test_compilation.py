@@ -86,3 +86,17 @@ def test_a_compiled_run_and_one_where_it_does_not_work(tmp_path, image_folder, c
     assert '10 blocks are compiled' in log and 'torch.compile does not work here, blocks run as they are:' in log
     assert runner.model.backbone.layers[0]._compiled_call_impl is None
     CompileHook(enabled=False).before_train(runner)
+
+
+def test_nothing_is_compiled_for_pictures(tmp_path, image_folder):
+    counts = []
+    for name, options in (('with', {}), ('without', {'default_hooks.reconstruction': None})):
+        torch._dynamo.reset()
+        graphs = []
+        (tmp_path / name).mkdir()
+        runner = make_runner(tmp_path / name, image_folder, options)
+        backend = lambda graph, inputs, graphs=graphs: (graphs.append(1), graph.forward)[1]  # noqa: E731
+        runner.register_hook(CompileHook(options=dict(backend=backend)))
+        runner.train()
+        counts.append(len(graphs))
+    assert counts[0] == counts[1] > 1
