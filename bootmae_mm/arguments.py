@@ -7,10 +7,31 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmengine.config import DictAction
+from .config import Unparsed
 
 TRUSTED = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+
+
+class OptionsAction(argparse.Action):
+    """Collects ``KEY=VALUE``; values are parsed once the config is known, see ``config.parse_value``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Add to what an earlier ``--cfg-options`` has given."""
+        options = dict(getattr(namespace, self.dest, None) or {})
+        assert isinstance(values, list)
+        for text in values:
+            key, equals, value = text.partition('=')
+            if not equals or not key:
+                parser.error(f'--cfg-options takes KEY=VALUE, not {text!r}')
+            options[key] = Unparsed(value)
+        setattr(namespace, self.dest, options)
 
 
 def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +39,7 @@ def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         metavar='KEY=VALUE',
         help='override keys of the config, e.g. data_root=/images train_dataloader.batch_size=64',

@@ -70,6 +70,17 @@ def number(
     return value
 
 
+def check_bool(value: Any, name: str) -> bool:
+    """True or False.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f'{name} must be True or False, but is {value!r}')
+    return value
+
+
 def _span(least: float | None, most: float | None, above: float | None = None, below: float | None = None) -> str:
     """`` >= 1``, `` in 1..6``, `` > 0 and < 1``."""
     if isinstance(least, int) and isinstance(most, int):

@@ -122,7 +122,7 @@ class ImageFolder(SeededDataset):
             except UnreadableImageError as error:
                 self._note_unreadable(position, error)
             position = (position + 1) % len(self)
-            idx = SeededIndex(position, idx.seed) if isinstance(idx, SeededIndex) else position
+            idx = SeededIndex(position, idx.key) if isinstance(idx, SeededIndex) else position
         raise ValueError(f'none of the {len(self)} images in {self.data_root} can be read')
 
     def _note_unreadable(self, position: int, error: UnreadableImageError) -> None:

@@ -26,19 +26,42 @@ def preserved_random_state() -> Iterator[None]:
 class SeededIndex(int):
     """An index of a dataset that carries the seed of this visit.
 
-    Attributes:
-        seed: For the random choices of the pipeline, in 0..2**32 - 1.
+    What wrappers of datasets compute from it (``ConcatDataset`` subtracts, ``RepeatDataset`` takes the remainder)
+    carries the seed, too.
+
+    Args:
+        index: The index.
+        key: Seed in 0..2**32 - 1, or numbers that it follows from.
     """
 
-    seed: int
+    key: int | tuple[int, ...]
 
-    def __new__(cls, index: int, seed: int) -> SeededIndex:
+    def __new__(cls, index: int, key: int | tuple[int, ...]) -> SeededIndex:
         new = super().__new__(cls, index)
-        new.seed = seed
+        new.key = key
         return new
 
-    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
-        return int(self), self.seed
+    def __getnewargs__(self) -> tuple[int, int | tuple[int, ...]]:  # type: ignore[override]
+        return int(self), self.key
+
+    @property
+    def seed(self) -> int:
+        """Seed of the random choices of the pipeline, in 0..2**32 - 1."""
+        if isinstance(self.key, int):
+            return self.key
+        return int(np.random.SeedSequence(self.key).generate_state(1)[0])
+
+    def __add__(self, other: int) -> SeededIndex:
+        return SeededIndex(int(self) + int(other), self.key)
+
+    def __sub__(self, other: int) -> SeededIndex:
+        return SeededIndex(int(self) - int(other), self.key)
+
+    def __mod__(self, other: int) -> SeededIndex:
+        return SeededIndex(int(self) % int(other), self.key)
+
+    def __floordiv__(self, other: int) -> SeededIndex:
+        return SeededIndex(int(self) // int(other), self.key)
 
 
 @DATA_SAMPLERS.register_module()
@@ -48,19 +71,9 @@ class SeededSampler(DefaultSampler):
     Crops, flips and orders of patches then depend neither on the number of workers and processes nor on when a run was
     resumed: a resumed run sees what the uninterrupted one would have seen. (Only the roll of the mask, drawn once a
     batch, depends on which images make a batch.) The datasets of this project follow the seed.
-
-    Attributes:
-        start: So many samples of this process are left out at the start of an epoch; they were seen before the run was
-            interrupted.
     """
-
-    start = 0
 
     def __iter__(self) -> Iterator[SeededIndex]:
         """Indices of this process, in the order of the epoch."""
         for step, index in enumerate(super().__iter__()):
-            if step < self.start:
-                continue
-            position = step * self.world_size + self.rank
-            seed = np.random.SeedSequence((self.seed, self.epoch, position)).generate_state(1)[0]
-            yield SeededIndex(index, int(seed))
+            yield SeededIndex(index, (self.seed, self.epoch, step * self.world_size + self.rank))

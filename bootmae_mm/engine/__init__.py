@@ -11,7 +11,7 @@ from .hooks import (
     MonitorHook,
     ReconstructionHook,
 )
-from .loops import EpochLoop
+from .loops import EpochLoop, IterLoop
 from .optimizers import AutocastOptimWrapper, GroupedOptimWrapperConstructor, LayerDecayOptimWrapperConstructor
 from .sharding import FullyShardedDataParallel
 
@@ -27,6 +27,7 @@ __all__ = [
     'FullyShardedDataParallel',
     'GroupedOptimWrapperConstructor',
     'InterruptionHook',
+    'IterLoop',
     'LayerDecayOptimWrapperConstructor',
     'MonitorHook',
     'ReconstructionHook',

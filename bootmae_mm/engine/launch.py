@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
-import inspect
 import os
 import signal
 import sys
@@ -16,51 +14,36 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 
+from bootmae_mm.config import load_config
 from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
+
+from .length import fit_to_length
 
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-EVALUATORS = ('val_evaluator', 'test_evaluator')
 
 
-def read_config(path: str, options: dict, work_dir: str | None = None, launcher: str = 'none') -> Config:
-    """Read a config and apply the command line to it.
-
-    ``data_root`` in ``options`` reaches every dataset that had the config's ``data_root``; mmengine alone would change
-    the top-level key, which nothing reads.
+def read_config(
+    path: str, options: dict | None = None, work_dir: str | None = None, launcher: str = 'none'
+) -> Config:
+    """Read the config of a run.
 
     Args:
-        path: Of the config.
-        options: Of ``--cfg-options``.
-        work_dir: Of ``--work-dir``.
-        launcher: Of ``--launcher``.
+        path: Path of the config.
+        options: ``--cfg-options``.
+        work_dir: ``--work-dir``.
+        launcher: ``--launcher``.
 
     Returns:
         The config, ready for a Runner.
 
     Raises:
         FileNotFoundError: If there is no such config.
-        ValueError: If an option names a top-level key that does not exist.
+        ValueError: If the config or an option sets a key that nothing reads.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no config {path}')
-    cfg = Config.fromfile(path)
-    known = set(cfg) | set(inspect.signature(Runner.__init__).parameters)
-    for key in options:
-        top = key.split('.')[0]
-        if top not in known:
-            close = difflib.get_close_matches(top, known, n=1)
-            raise ValueError(
-                f'unknown key {top!r} in --cfg-options' + (f'; did you mean {close[0]!r}?' if close else '')
-            )
-    old_root = cfg.get('data_root')
-    cfg.merge_from_dict(options)
-    if 'data_root' in options and old_root is not None:
-        for part in (*LOADERS, *EVALUATORS):
-            if cfg.get(part) is not None:
-                _replace_root(cfg[part], old_root, options['data_root'])
+    cfg = load_config(path, options)
+    fit_to_length(cfg, path, options or {})
     # For its own hooks mmengine needs the None that switches one off; for others it refuses None.
     if 'default_hooks' in cfg:
         cfg.default_hooks = {
@@ -69,21 +52,6 @@ def read_config(path: str, options: dict, work_dir: str | None = None, launcher:
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     return cfg
-
-
-def _replace_root(node: ConfigDict | list, old: str, new: str) -> None:
-    """Replace ``data_root`` wherever a nested dataset has the old one, and in the path of annotations."""
-    if isinstance(node, dict):
-        if node.get('data_root') == old:
-            node['data_root'] = new
-        path = node.get('ann_file')
-        if isinstance(path, str) and path.startswith(f'{old}/'):
-            node['ann_file'] = new + path[len(old) :]
-        for value in node.values():
-            _replace_root(value, old, new)
-    elif isinstance(node, list):
-        for value in node:
-            _replace_root(value, old, new)
 
 
 def _replace_sync_bn(node: ConfigDict | list) -> int:
@@ -129,6 +97,9 @@ def prepare(cfg: Config, training: bool = True) -> None:
         )
     if _replace_sync_bn(cfg.get('model') or {}):
         print_log('no GPU: BN instead of SyncBN', logger='current')
+    if cfg.get('sync_bn'):
+        print_log(f'no GPU: sync_bn={cfg.sync_bn!r} is left out', logger='current')
+        cfg.sync_bn = None
     for loader in LOADERS:
         if cfg.get(loader) is not None:
             cfg[loader]['pin_memory'] = False
@@ -136,6 +107,8 @@ def prepare(cfg: Config, training: bool = True) -> None:
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
         wrapper = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
+        if not cfg.get('model_wrapper_cfg'):  # mmengine looks at this key where there is no wrapper only
+            wrapper['find_unused_parameters'] = cfg.get('find_unused_parameters', False)
         if wrapper['type'] == 'MMDistributedDataParallel':
             wrapper['device_ids'] = None  # they are for GPUs only; mmengine names one always
         cfg.model_wrapper_cfg = wrapper

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from functools import partial, wraps
@@ -10,6 +11,7 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.visualization import Visualizer
@@ -22,8 +24,9 @@ from bootmae_mm.data import ImageFolder
 
 from .checks import check_agreement
 from .hooks.interruption import InterruptionHook, heed_only_the_parent
-from .loops import EpochLoop
+from .loops import EpochLoop, IterLoop
 from .recovery import write_durably
+from .resuming import Hyperparameters, adapt_position, check_resumable, progress_meta
 from .sharding import gathered_states, is_sharded
 
 UNREADABLE = 'unreadable_images.txt'
@@ -36,7 +39,7 @@ class Runner(MMEngineRunner):
 
     - Of a checkpoint only data is read, wherever mmengine reads one, unless ``--trust-checkpoint`` was given.
     - A checkpoint is written under another name, synced, and renamed: its name never stands for half a file.
-    - Loops by epoch are :class:`EpochLoop`, which resumes in the middle of an epoch.
+    - Loops are :class:`EpochLoop` and :class:`IterLoop`, which resume exactly and without loading what was seen.
     - Processes that come with different configs are refused.
     - Unreadable images of an ``ImageFolder`` are named in ``unreadable_images.txt`` in the work_dir.
     - Where scalars and pictures cannot be written (a full disk), an error is logged and training goes on.
@@ -45,6 +48,7 @@ class Runner(MMEngineRunner):
     """
 
     gathered: dict | None = None
+    scheduler_cfg: Any = None
 
     def setup_env(self, env_cfg: dict) -> None:
         """Processes meet here; they must have come with the same config.
@@ -90,16 +94,52 @@ class Runner(MMEngineRunner):
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """The loop that a config describes."""
-        if isinstance(loop, dict) and loop.get('by_epoch') and 'type' not in loop:
-            options = {name: value for name, value in loop.items() if name != 'by_epoch'}
-            return EpochLoop(**options, runner=self, dataloader=self._train_dataloader)
+        if isinstance(loop, dict) and loop.get('type') in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+            kind = EpochLoop if loop.get('by_epoch', loop.get('type') != 'IterBasedTrainLoop') else IterLoop
+            options = {name: value for name, value in loop.items() if name not in ('by_epoch', 'type')}
+            return kind(**options, runner=self, dataloader=self._train_dataloader)
         return super().build_train_loop(loop)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """The schedulers that a config describes, which is kept for a resume with another one."""
+        self.scheduler_cfg = copy.deepcopy(scheduler)
+        length = len(self.train_dataloader)
+        for part in scheduler if isinstance(scheduler, list) else [scheduler]:
+            if isinstance(part, dict) and part.get('convert_to_iter_based') and 'end' in part:
+                # At least an iteration: a warm-up may be shorter in a run that was shortened.
+                first = int(part.get('begin', 0) * length)
+                part['end'] = max(part['end'], (first + 1) / length)
+        return super().build_param_scheduler(scheduler)
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """mmengine's, but the lr at the end of a schedule (``eta_min_ratio``) stays what it is, as the authors'."""
+        before = [group['lr'] for group in optim_wrapper.param_groups]
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+        ratio = optim_wrapper.param_groups[0]['lr'] / before[0]
+        schedulers = self.param_schedulers
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            if ratio != 1 and isinstance(scheduler, dict) and scheduler.get('eta_min_ratio') is not None:
+                scheduler['eta_min_ratio'] = min(1.0, scheduler['eta_min_ratio'] / ratio)
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume; what a config may change then (length, lr, batch, processes) is as the config says.
+
+        Raises:
+            ValueError: If the config has changed what cannot.
+        """
+        wanted = Hyperparameters(self, self.scheduler_cfg if self.param_schedulers else None)
+        super().resume(filename, *args, **kwargs)
+        adapt_position(self, self.resumed_meta)
+        wanted.apply(self)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict:
         """Load, as data only; without the config that MMCV's old runners noted, which mmengine would run on resume."""
         with data_only():
             checkpoint = super().load_checkpoint(*args, **kwargs)
         checkpoint.get('meta', {}).pop('config', None)
+        if self._resume:
+            check_resumable(self, checkpoint)
+            self.resumed_meta = checkpoint['meta']
         return checkpoint
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
@@ -127,6 +167,7 @@ class Runner(MMEngineRunner):
             raise failure[0]
 
     def _write(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        kwargs['meta'] = {**(kwargs.get('meta') or {}), **progress_meta(self)}
         if '://' in out_dir:
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return

@@ -25,18 +25,18 @@ def piecewise_linear(epoch: float, milestones: Sequence[tuple[float, float]]) ->
     return milestones[-1][1]
 
 
-def feature_weight(epoch: int, max_epochs: float, weight: float = 1.0, ramp: float = 0.25) -> float:
+def feature_weight(position: int, length: float, weight: float = 1.0, ramp: float = 0.25) -> float:
     """Weight of the feature loss, rising linearly over the first part of training.
 
-    ``min((epoch + 1) / (ramp * max_epochs), 1) * weight``, as in ``run_pretraining.py`` of the authors for a ramp of a
+    ``min((position + 1) / (ramp * length), 1) * weight``, as in ``run_pretraining.py`` of the authors for a ramp of a
     quarter.
 
     Args:
-        epoch: Current epoch.
-        max_epochs: Epochs of the run.
+        position: Current epoch or iteration.
+        length: Epochs or iterations of the run.
         weight: Final value.
         ramp: Share of the run it takes to rise; 0 for a constant weight.
     """
     if ramp <= 0:
         return weight
-    return min((epoch + 1) / (ramp * max_epochs), 1.0) * weight
+    return min((position + 1) / (ramp * length), 1.0) * weight

@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from bootmae_mm.arguments import is_trusted
+from bootmae_mm.config import load_config
 
 
 def _history_method(owner: type, name: str) -> Callable:
@@ -147,9 +148,22 @@ def config_of(checkpoint: dict) -> Config:
     Raises:
         ValueError: If there is no config, or it holds anything else.
     """
+    values = saved_config(checkpoint)
+    if values is None:
+        raise ValueError('the checkpoint holds no config; name one with --config')
+    _check_types(values.get('model'))
+    return Config(values)
+
+
+def saved_config(checkpoint: dict) -> dict[str, Any] | None:
+    """The values of the config in a checkpoint, read as data, or None where there is none.
+
+    Raises:
+        ValueError: If it holds anything but assignments of literals.
+    """
     text = checkpoint.get('meta', {}).get('cfg')
     if not isinstance(text, str):
-        raise ValueError('the checkpoint holds no config; name one with --config')
+        return None
     values = {}
     for statement in ast.parse(text).body:
         if not (
@@ -159,8 +173,7 @@ def config_of(checkpoint: dict) -> Config:
         ):
             raise ValueError(f'line {statement.lineno} of the config in the checkpoint is no assignment')
         values[statement.targets[0].id] = _literal(statement.value)
-    _check_types(values.get('model'))
-    return Config(values)
+    return values
 
 
 def _literal(node: ast.expr) -> Any:  # noqa: ANN401
@@ -232,9 +245,7 @@ def load_model(path: str | Path, config: str | Path | None = None) -> tuple[nn.M
     from bootmae_mm.registry import MODELS
 
     checkpoint = load_file(path)
-    if config is not None and not Path(config).is_file():
-        raise FileNotFoundError(f'no config {config}')
-    cfg = config_of(checkpoint) if config is None else Config.fromfile(config)
+    cfg = config_of(checkpoint) if config is None else load_config(config)
     model = MODELS.build(cfg.model)
     try:
         model.load_state_dict(checkpoint.get('state_dict', checkpoint))

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import print_log
 
+from bootmae_mm.config import load_config
 from bootmae_mm.models import BootMAEViT
 from bootmae_mm.version import __version__
 
@@ -38,9 +38,7 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
         FileNotFoundError: If a file is missing.
         ValueError: If the checkpoint does not fit, or has parts that a plain vision transformer has not.
     """
-    if config is not None and not Path(config).is_file():
-        raise FileNotFoundError(f'no config {config}')
-    cfg = config_of(load_file(path)) if config is None else Config.fromfile(config)
+    cfg = config_of(load_file(path)) if config is None else load_config(config)
     options = {key: value for key, value in cfg.model.backbone.items() if key in IDENTITY}
     pooled = 'ln2.weight' in (state := encoder_state(path, prefix)) and 'ln1.weight' not in state
     encoder = BootMAEViT(**options, out_type='avg_featmap' if pooled else 'raw', final_norm=not pooled)

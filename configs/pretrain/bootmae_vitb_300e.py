@@ -13,3 +13,5 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(max_epochs=300)
+# The decay of the 800 epochs, as far as this run goes.
+default_hooks = dict(ema=dict(decay=[(0, 0.999), (100, 0.9999), (300, 0.99996)]))

@@ -13,3 +13,5 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(max_epochs=300)
+# That of the 800 epochs.
+default_hooks = dict(ema=dict(decay=[(0, 0.999), (100, 0.9999)]))

@@ -63,16 +63,6 @@ def test_a_full_disk_is_an_error_before_training(tmp_path, image_folder, monkeyp
     assert runner.iter == 0
 
 
-def test_another_batch_size_begins_the_epoch_anew(tmp_path, image_folder):
-    options = {'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.interval': 3}
-    make_runner(tmp_path, image_folder, options, batch_size=2, epochs=2).train()
-    options = {**options, 'load_from': str(tmp_path / 'work/iter_3.pth'), 'resume': True}
-    runner = make_runner(tmp_path, image_folder, options, batch_size=4, epochs=3)
-    runner.train()
-    log = next(path for path in sorted((tmp_path / 'work').glob('*/*.log'))[::-1]).read_text()
-    assert 'going on at the start of the epoch' in log
-
-
 def test_hooks_see_the_iterations_that_are_left(tmp_path, image_folder):
     """Epoch, number within the epoch and number of the run: as if nothing had happened."""
     options = {'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.interval': 3}
@@ -92,14 +82,6 @@ def test_hooks_see_the_iterations_that_are_left(tmp_path, image_folder):
     whole = seen()
     assert whole[6] == (1, 2, 6) and len(whole) == 12
     assert seen(load_from=str(tmp_path / 'work/iter_6.pth'), resume=True) == whole[6:]
-
-
-def test_a_sampler_that_starts_later_has_the_rest():
-    sampler = SeededSampler(list(range(10)), shuffle=True, seed=1)
-    whole = [(int(index), index.seed) for index in sampler]
-    sampler.start = 4
-    assert [(int(index), index.seed) for index in sampler] == whole[4:]
-    assert len(sampler) == 10
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from bootmae_mm.data import LoadRGB
+from bootmae_mm.engine.launch import prepare, read_config
+from bootmae_mm.engine.runner import Runner
+from tests.conftest import run_config
 from tests.engine.test_checkpoint import make_runner
 
 BY_ITERATION = {
@@ -54,3 +58,74 @@ def test_another_sampler_is_skipped_through(tmp_path, image_folder):
     whole = seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=2))
     options |= {'load_from': str(tmp_path / 'work/iter_3.pth'), 'resume': True}
     assert seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=2)) == whole[3:]
+
+
+def by_iteration(**changes):
+    return {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=11), **BY_ITERATION, **changes}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_run_by_iterations_resumes_exactly_and_loads_nothing_twice(tmp_path, image_folder, workers):
+    """Four batches an epoch, eleven iterations; the seventh is inside the second epoch."""
+    whole = seen(make_runner(tmp_path, image_folder, by_iteration(), batch_size=2, workers=workers))
+    assert len(whole) == 11 and sorted(sum(whole[:4], [])) != sorted(sum(whole[4:8], []))  # other crops
+    wanted = torch.load(tmp_path / 'work/iter_11.pth', weights_only=False)['state_dict']
+    options = by_iteration(load_from=str(tmp_path / 'work/iter_6.pth'), resume=True)
+    runner = make_runner(tmp_path, image_folder, options, batch_size=2, workers=workers)
+    dataset = runner.train_dataloader.dataset
+    assert seen(runner) == whole[6:]
+    assert all(torch.equal(value, wanted[name]) for name, value in runner.model.state_dict().items())
+    if not workers:  # two batches of the second epoch, three of the third, and those of the pictures
+        assert int(dataset._seen.sum()) <= 8
+
+
+def test_an_endless_sampler_is_skipped_without_loading(tmp_path, image_folder, monkeypatch):
+    options = by_iteration(**{'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True, seed=3)})
+    options['train_dataloader.dataset.pipeline'] = [
+        dict(type='bootmae_mm.LoadRGB'),
+        dict(type='CenterCrop', crop_size=(48, 32)),
+        dict(type='bootmae_mm.PackImage'),
+    ]
+    options['default_hooks.reconstruction'] = None
+    whole = seen(make_runner(tmp_path, image_folder, options, batch_size=2))
+    options |= {'load_from': str(tmp_path / 'work/iter_9.pth'), 'resume': True}
+    runner = make_runner(tmp_path, image_folder, options, batch_size=2)
+    loads = []
+    transform = LoadRGB.transform
+    monkeypatch.setattr(LoadRGB, 'transform', lambda self, results: loads.append(1) or transform(self, results))
+    assert seen(runner) == whole[9:] and len(loads) == 4
+
+
+def test_an_inherited_run_by_iterations_saves_on_its_way(tmp_path, image_folder):
+    """Checkpoints of every tenth epoch of a hundred: ten in a run by iterations, too; pictures likewise."""
+    config = run_config(tmp_path / 'config.py', image_folder, epochs=100)
+    config.write_text(config.read_text().replace('interval=1, max_keep', 'interval=10, max_keep').replace('interval=2, n', 'interval=50, n'))
+    options = {'train_cfg.by_epoch': False, 'train_cfg.max_iters': 20}
+    cfg = read_config(str(config), options, str(tmp_path / 'work'))
+    cfg.experiment_name = tmp_path.name
+    prepare(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert len(list((tmp_path / 'work').glob('iter_*.pth'))) == 10
+    assert len(list((tmp_path / 'work').glob('*/vis_data/vis_image/reconstruction_*.png'))) == 2
+    lr = runner.optim_wrapper.get_lr()['lr'][0]
+    assert lr == pytest.approx(1e-5, rel=0.7)  # near the end of the schedule, not in its warm-up
+
+
+@pytest.mark.parametrize(
+    'wrapper',
+    [
+        lambda dataset: dict(type='RepeatDataset', dataset=dataset, times=2),
+        lambda dataset: dict(type='ConcatDataset', datasets=[dataset, dataset]),
+        lambda dataset: dict(
+            type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[dataset, dataset])
+        ),
+    ],
+)
+def test_wrapped_datasets_keep_the_seeds(tmp_path, image_folder, wrapper):
+    config = run_config(tmp_path / 'config.py', image_folder, batch_size=2)
+    inner = read_config(str(config)).train_dataloader.dataset
+    options = {**BY_ITERATION, 'train_dataloader.dataset': {'_delete_': True, **wrapper(inner)}}
+    whole = seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=1))
+    options |= {'load_from': str(tmp_path / 'work/iter_3.pth'), 'resume': True}
+    assert seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=1)) == whole[3:]

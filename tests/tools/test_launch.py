@@ -32,7 +32,7 @@ def test_a_dataset_with_a_root_of_its_own_keeps_it(tmp_path, image_folder):
 
 def test_unknown_keys_and_files(tmp_path, image_folder):
     config = run_config(tmp_path / 'config.py', image_folder)
-    with pytest.raises(ValueError, match="unknown key 'data_rot'.*did you mean 'data_root'"):
+    with pytest.raises(ValueError, match="nothing reads the key 'data_rot'.*did you mean 'data_root'"):
         read_config(str(config), dict(data_rot='/x'))
     with pytest.raises(FileNotFoundError, match='no config nowhere.py'):
         read_config('nowhere.py', {})

@@ -27,6 +27,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     - If a checkpoint cannot be written (a full disk), training goes on with an error in the log; the last one stays.
       Where that was the last one of the run, the run ends with an error.
     - Weights that are not finite are never saved.
+    - If ``save_best`` names a metric that the evaluator does not have, a line of the log says so, and the run goes on.
     - Before training, the disk must have room for a checkpoint.
     - A model that is divided among processes (FSDP) is saved whole, and divided as it is loaded.
 
@@ -49,6 +50,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         if not isinstance(self.by_epoch, bool):
             raise ValueError(f'by_epoch must be True or False, but is {self.by_epoch!r}')
         self._unwritten: str | None = None
+        self._unknown_metrics: set[str] = set()
         self.keep_every = None if keep_every is None else integer(keep_every, 'keep_every', least=1)
 
     def before_train(self, runner: Runner) -> None:
@@ -125,6 +127,14 @@ class CheckpointHook(MMEngineCheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
+        unknown = set(self.key_indicators) - {'auto', *metrics}
+        for name in sorted(unknown - self._unknown_metrics):
+            self._unknown_metrics.add(name)
+            runner.logger.warning(
+                f'save_best={name!r} is no metric of this evaluator, which has {", ".join(map(repr, metrics))}: no best '
+                'checkpoint is kept by it'
+            )
+        metrics = {**metrics, **dict.fromkeys(unknown)}  # mmengine passes over None
         hub = runner.message_hub.runtime_info
         known, before = dict(hub), self._best_paths()
         # mmengine removes those that it knows of before it writes the new ones.

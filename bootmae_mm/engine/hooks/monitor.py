@@ -15,9 +15,34 @@ from torch.distributed.tensor import DTensor
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.values import integer, number
 
+ENDLESS = 10**9  # mmengine's end of a scheduler that has none
 SKIPPED = 'skipped_steps'  # in the message hub, and so in checkpoints
 # Of a loss of float16: gradients that fit at no larger scale would not at a smaller one either.
 LEAST_SCALE = 2.0**-14
+
+
+def check_schedules(runner: Runner) -> None:
+    """Compare the ends of schedules with that of the run, for runs whose config no tool has fitted to their length.
+
+    Raises:
+        ValueError: If a schedule does not end before the run does: its last part would never come.
+    """
+    for scheduler in runner.param_schedulers or []:
+        end = runner.max_epochs if scheduler.by_epoch else runner.max_iters
+        if scheduler.by_epoch and not hasattr(runner.train_loop, 'run_epoch'):
+            raise ValueError(
+                f'{type(scheduler).__name__} is by epoch, and a run by iterations has none: set by_epoch=False'
+            )
+        if end + 1 < scheduler.end < ENDLESS:  # of a schedule without length mmengine gets one step
+            raise ValueError(
+                f'{type(scheduler).__name__} of param_scheduler ends at {scheduler.end:g}, after the run, which has '
+                f'{end:g} {"epochs" if scheduler.by_epoch else "iterations"}; the tools scale schedules to the run, '
+                'elsewhere set begin and end'
+            )
+        if scheduler.end < end and type(scheduler).__name__.startswith(('Cosine', 'Poly')):
+            runner.logger.warning(
+                f'{type(scheduler).__name__} ends at {scheduler.end:g} of {end:g}: the lr stays what it is from there on'
+            )
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
@@ -74,6 +99,7 @@ class MonitorHook(RuntimeInfoHook):
     def before_train(self, runner: Runner) -> None:
         """Find the logger's interval and listen to the optimizer."""
         super().before_train(runner)
+        check_schedules(runner)
         self._next_warning = 0
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._grad_norm: Tensor | None = None

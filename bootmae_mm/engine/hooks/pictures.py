@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.values import integer
+from bootmae_mm.values import check_bool, integer
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
 
 from ..sharding import gathered_parameters, is_sharded
@@ -26,11 +26,13 @@ class ReconstructionHook(Hook):
     Args:
         interval: Epochs between two pictures; also one at the end.
         num_images: Rows of the picture.
+        by_epoch: False: the interval is in iterations.
     """
 
     priority = 'LOW'
 
-    def __init__(self, interval: int = 20, num_images: int = 4) -> None:
+    def __init__(self, interval: int = 20, num_images: int = 4, by_epoch: bool = True) -> None:
+        self.by_epoch = check_bool(by_epoch, 'by_epoch')
         self.interval = integer(interval, 'interval', least=1)
         self.num_images = integer(num_images, 'num_images', least=1)
 
@@ -39,8 +41,9 @@ class ReconstructionHook(Hook):
     ) -> None:
         """Draw at the end of an epoch, if it is time, and at the end of the run; for any kind of loop."""
         done = runner.iter + 1
-        if done % (self.interval * len(runner.train_dataloader)) == 0 or done == runner.max_iters:
-            self._draw(runner, step=-(-done // len(runner.train_dataloader)))
+        unit = len(runner.train_dataloader) if self.by_epoch else 1
+        if done % (self.interval * unit) == 0 or done == runner.max_iters:
+            self._draw(runner, step=-(-done // unit))
 
     @torch.no_grad()
     def _draw(self, runner: Runner, step: int) -> None:
@@ -54,7 +57,7 @@ class ReconstructionHook(Hook):
         from bootmae_mm.data.transforms import collate
 
         with preserved_random_state():
-            batch = collate([dataset[SeededIndex(i, seed=i)] for i in range(min(self.num_images, len(dataset)))])
+            batch = collate([dataset[SeededIndex(i, i)] for i in range(min(self.num_images, len(dataset)))])
         batch = model.data_preprocessor(batch)
         was_training = model.training
         model.eval()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.values import number
+from bootmae_mm.values import check_bool, number
 
 from ..schedules import feature_weight, piecewise_linear
 
@@ -68,6 +68,7 @@ class BootMAEEMAHook(Hook):
         decay: Weight of the teacher's own value as ``(epoch, value)`` milestones, linear between and constant
             outside, set once an epoch. Default: 0.999 -> 0.9999 over epochs 0..100 (ViT-L of the paper; ViT-B goes on
             to 0.99999 at epoch 400).
+        by_epoch: Positions are epochs; False: iterations, and the decay is set in each of them.
 
     Raises:
         ValueError: If a decay is outside [0, 1] or the epochs do not rise.
@@ -75,7 +76,9 @@ class BootMAEEMAHook(Hook):
 
     priority = 'NORMAL'
 
-    def __init__(self, decay: Sequence[tuple[float, float]] = ((0, 0.999), (100, 0.9999))) -> None:
+    def __init__(
+        self, decay: Sequence[tuple[float, float]] = ((0, 0.999), (100, 0.9999)), by_epoch: bool = True
+    ) -> None:
         if not isinstance(decay, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in decay):
             raise ValueError(f'decay must be a list of (epoch, value), but is {decay!r}')
         for epoch, value in decay:
@@ -86,6 +89,7 @@ class BootMAEEMAHook(Hook):
         except ValueError as error:
             raise ValueError(f'decay: {error}') from error
         self.milestones = decay
+        self.by_epoch = check_bool(by_epoch, 'by_epoch')
         self.decay = decay[0][1]
         self._stepped = False
 
@@ -99,6 +103,12 @@ class BootMAEEMAHook(Hook):
         if not runner._resume:
             model.reset_teacher()
             runner.logger.info('The teacher starts as a copy of the student.')
+        end = runner.max_iters / len(runner.train_dataloader) if self.by_epoch else runner.max_iters
+        if self.milestones[-1][0] > end:
+            runner.logger.warning(
+                f'the decay of the teacher rises until {self.milestones[-1][0]:g}, but the run ends at {end:g} '
+                f'({"epochs" if self.by_epoch else "iterations"}): it never reaches {self.milestones[-1][1]:g}'
+            )
         self._teacher, self._student = moving_pairs(model)
         runner.optim_wrapper.optimizer.register_step_post_hook(self._note_step)
 
@@ -111,7 +121,8 @@ class BootMAEEMAHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Follow the schedule."""
         if self.active:
-            self.decay = piecewise_linear(current_epoch(runner), self.milestones)
+            position = current_epoch(runner) if self.by_epoch else runner.iter
+            self.decay = piecewise_linear(position, self.milestones)
             runner.message_hub.update_scalar('train/ema_decay', self.decay)
 
     def after_train_iter(
@@ -125,16 +136,18 @@ class BootMAEEMAHook(Hook):
 
 @HOOKS.register_module()
 class FeatureWeightHook(Hook):
-    """Ramps the weight of the feature loss up, from epoch to epoch; see :func:`feature_weight`.
+    """Ramps the weight of the feature loss up, over the first part of the run; see :func:`feature_weight`.
 
     Args:
         weight: Final value.
         ramp: Share of the run it takes to rise.
+        by_epoch: It rises from epoch to epoch; False: in every iteration.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, weight: float = 1.0, ramp: float = 0.25) -> None:
+    def __init__(self, weight: float = 1.0, ramp: float = 0.25, by_epoch: bool = True) -> None:
+        self.by_epoch = check_bool(by_epoch, 'by_epoch')
         self.weight = number(weight, 'weight', least=0)
         self.ramp = number(ramp, 'ramp', least=0, most=1)
 
@@ -143,6 +156,8 @@ class FeatureWeightHook(Hook):
         model = unwrapped(runner.model)
         if getattr(model, 'feature_head', None) is None:
             return
-        max_epochs = runner.max_iters / len(runner.train_dataloader)
-        model.feature_weight = feature_weight(current_epoch(runner), max_epochs, self.weight, self.ramp)
+        position, end = runner.iter, float(runner.max_iters)
+        if self.by_epoch:
+            position, end = current_epoch(runner), end / len(runner.train_dataloader)
+        model.feature_weight = feature_weight(position, end, self.weight, self.ramp)
         runner.message_hub.update_scalar('train/feature_weight', model.feature_weight)

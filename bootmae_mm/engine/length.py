@@ -1,0 +1,138 @@
+"""Schedules follow the length of a run: what was written for 800 epochs fits 30 epochs, or 100,000 iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from bootmae_mm.config import ConfigFile, config_files, value_at
+
+# Options of mmengine's schedulers that are points in time, and lists of them.
+POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
+LISTS = ('milestones', 'periods')
+
+
+class RunLength(NamedTuple):
+    """Length of a run.
+
+    Attributes:
+        number: Number of epochs or iterations.
+        by_epoch: Which of both.
+    """
+
+    number: float
+    by_epoch: bool
+
+    def __str__(self) -> str:
+        return f'{self.number:g} {"epochs" if self.by_epoch else "iterations"}'
+
+
+def run_length(train_cfg: dict | None) -> RunLength | None:
+    """The length that a ``train_cfg`` asks for; None if it names none."""
+    options = train_cfg or {}
+    by_iter = options.get('by_epoch') is False or str(options.get('type', '')).endswith(('IterBasedTrainLoop', 'IterLoop'))
+    number = options.get('max_iters' if by_iter else 'max_epochs')
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or number <= 0:
+        return None  # refused elsewhere, with its key
+    return RunLength(number, not by_iter)
+
+
+def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> None:
+    """Stretch or shorten what a config inherits to the length of its run.
+
+    A file that names schedules, or the decay of the teacher, writes them for the length of the run that it names, too.
+    If a child config or the command line changes the length alone, they are scaled with it; if it changes the schedule,
+    that one stays as it is. A run by iterations that inherits from one by epochs also gets checkpoints, pictures and
+    log lines by iterations.
+
+    Args:
+        cfg: Config with the command line applied; changed in place.
+        path: Path of its file.
+        options: What the command line has changed.
+    """
+    length = run_length(cfg.get('train_cfg'))
+    if length is None:
+        return
+    cfg.train_cfg.pop('max_iters' if length.by_epoch else 'max_epochs', None)  # inherited, of the other kind
+    file = config_files(path)
+    written = {
+        key: None if any(f'{key}.'.startswith(f'{option}.') or option.startswith(f'{key}.') for option in options)
+        else _written_for(file, key)
+        for key in ('param_scheduler', 'default_hooks.ema.decay', 'default_hooks.checkpoint', 'default_hooks.reconstruction')
+    }  # fmt: skip
+    if (old := written['param_scheduler']) and old != length and cfg.get('param_scheduler'):
+        schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
+        for scheduler in schedulers:
+            if isinstance(scheduler, dict):
+                scale_scheduler(scheduler, old, length)
+        ends = ', '.join(f'{s.get("type")} {s.get("begin", 0):g}..{s.get("end", length.number):g}' for s in schedulers)
+        print_log(f'param_scheduler, written for {old}, is scaled to {length}: {ends}', logger='current')
+    hooks = cfg.get('default_hooks') or {}
+    old, decay = written['default_hooks.ema.decay'], value_at(cfg, 'default_hooks.ema.decay')
+    if old and old != length and decay and _are_pairs(decay):
+        hooks.ema.decay = [(position * length.number / old.number, value) for position, value in decay]
+        hooks.ema.by_epoch = length.by_epoch
+        print_log(f'the decay of the teacher, written for {old}, is scaled to {length}', logger='current')
+    if not length.by_epoch:
+        if 'ema' in hooks and 'by_epoch' not in hooks.ema and not decay:
+            hooks.ema.by_epoch = False
+        if 'feature_weight' in hooks:
+            hooks.feature_weight.setdefault('by_epoch', False)
+        cfg.log_processor = {'by_epoch': False, **(cfg.get('log_processor') or {})}
+    for name in ('checkpoint', 'reconstruction'):
+        old = written[f'default_hooks.{name}']
+        if old and old.by_epoch != length.by_epoch and name in hooks and 'interval' in hooks[name]:
+            _scale_hook(hooks[name], old, length)
+
+
+def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> None:
+    """Scale the points in time of one scheduler's config, in place."""
+    factor = new.number / old.number
+    by_epoch = scheduler.get('by_epoch', True)
+    if by_epoch == old.by_epoch != new.by_epoch:
+        by_epoch = scheduler['by_epoch'] = new.by_epoch
+        scheduler.pop('convert_to_iter_based', None)
+        if by_epoch:
+            scheduler['convert_to_iter_based'] = True
+    whole = not (by_epoch and scheduler.get('convert_to_iter_based'))
+    for key in POSITIONS:
+        if isinstance(scheduler.get(key), (int, float)) and scheduler[key] > 0:
+            value = scheduler[key] * factor
+            scheduler[key] = max(1, round(value)) if whole else value
+    for key in LISTS:
+        if isinstance(scheduler.get(key), (list, tuple)):
+            scheduler[key] = [max(1, round(value * factor)) for value in scheduler[key]]
+
+
+def _scale_hook(hook: ConfigDict, old: RunLength, new: RunLength) -> None:
+    if hook.get('by_epoch', True) == old.by_epoch:
+        hook['by_epoch'] = new.by_epoch
+        for key in ('interval', 'keep_every'):
+            if isinstance(hook.get(key), int) and hook[key] > 0:
+                hook[key] = max(1, round(hook[key] * new.number / old.number))
+
+
+def _are_pairs(decay: Any) -> bool:
+    return isinstance(decay, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], (int, float)) for pair in decay
+    )
+
+
+def _written_for(file: ConfigFile, key: str) -> RunLength | None:
+    """The length of the run in the file that has set a key, or in the first child of it that names one."""
+    return next((length for part in _way_to_origin(file, key) if (length := run_length(part.get('train_cfg')))), None)
+
+
+def _way_to_origin(file: ConfigFile, key: str) -> Iterator[dict]:
+    """Values of the files from the one that has set a key down to the given one; none if no file has."""
+    if file.sets(key):
+        yield file.values()
+        return
+    way: list[dict] = next((way for base in file.bases if (way := list(_way_to_origin(base, key)))), [])
+    if way:
+        yield from way
+        yield file.values()

@@ -1,0 +1,4 @@
+# Features only.
+_base_ = './full.py'
+
+model = dict(neck=dict(pixel=None), pixel_head=None)

@@ -1,0 +1,4 @@
+# Pixels only.
+_base_ = './full.py'
+
+model = dict(neck=dict(feature=None), feature_head=None)

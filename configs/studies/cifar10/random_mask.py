@@ -1,0 +1,4 @@
+# Random masks.
+_base_ = './full.py'
+
+train_dataloader = dict(dataset=dict(masking=dict(strategy='random')))
