@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .config import Unparsed
-
 TRUSTED = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+
+
+class Unparsed(str):
+    """The text of a value on the command line; what it means depends on the value that it replaces."""
 
 
 class OptionsAction(argparse.Action):

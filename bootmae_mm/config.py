@@ -15,16 +15,14 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from bootmae_mm.arguments import Unparsed
+
 # What mmengine's Runner looks up in a config beside the arguments of its constructor, and what tools and hooks do.
 OTHER_KEYS = {
     *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
     *('activation_checkpointing', 'knn', 'tta_model', 'tta_pipeline'),
 }
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | OTHER_KEYS
-
-
-class Unparsed(str):
-    """The text of a value on the command line; what it means depends on the value that it replaces."""
 
 
 @dataclass

@@ -87,12 +87,12 @@ def build_runner(args: argparse.Namespace) -> Runner:
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.engine.runner import Runner
 
-    cfg = read_config(str(CONFIG), args.cfg_options, args.work_dir)
+    options = dict(args.cfg_options)
     if args.epochs is not None:
-        warmup = cfg.param_scheduler[1].begin
-        if args.epochs <= warmup:
-            raise SystemExit(f'error: --epochs must be more than {warmup}, the length of the warm-up')
-        cfg.train_cfg.max_epochs = cfg.param_scheduler[1].end = args.epochs
+        if args.epochs < 1:
+            raise SystemExit(f'error: --epochs must be at least 1, but is {args.epochs}')
+        options['train_cfg.max_epochs'] = args.epochs
+    cfg = read_config(str(CONFIG), options, args.work_dir)
     prepare(cfg)
     return Runner.from_cfg(cfg)
 

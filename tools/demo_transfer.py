@@ -89,20 +89,21 @@ def build_runner(task: str, start: str, scenes: Path, work_dir: Path, args: argp
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.engine.runner import Runner
 
+    options: dict = {'data_root': str(scenes)}
+    if args.quick and task == 'segmentation':
+        options |= {f'train_cfg.{key}': 2 for key in ('max_iters', 'val_interval')}
+        options['default_hooks.checkpoint.interval'] = 2
+    elif args.quick:
+        options |= {f'train_cfg.{key}': 1 for key in ('max_epochs', 'val_interval')}
     cfg = read_config(
         str(ROOT / 'configs' / CONFIGS[task]),
-        {'data_root': str(scenes)},
+        options,
         work_dir=str(work_dir / f'{task} {start}'.replace(' ', '_')),
     )
     cfg.model.backbone.init_cfg.checkpoint = args.checkpoint
     if start == 'from scratch':
         cfg.model.backbone.init_cfg = None
     if args.quick:
-        if 'max_iters' in cfg.train_cfg:
-            cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = 2
-            cfg.default_hooks.checkpoint.interval = 2
-        else:
-            cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = 1
         if task == 'detection':
             cfg.model.test_cfg.rcnn.score_thr = 0.0
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]

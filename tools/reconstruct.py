@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bootmae_mm  # noqa: F401  registers what the imports below need
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def main() -> None:
@@ -35,7 +39,8 @@ def main() -> None:
     try:
         model, cfg = load_model(args.checkpoint, args.config)
         paths = find_images(args.images)[: args.max_images]
-        batch = load_batch(paths, model.backbone.img_size, dict(cfg.train_dataloader.dataset.masking), args.seed)
+        masking = dict(cfg.train_dataloader.dataset.masking)
+        batch = load_batch(paths, model.backbone.img_size, loading_step(cfg), masking, args.seed)
         batch = model.data_preprocessor(batch)
         panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
     except (FileNotFoundError, ValueError) as error:
@@ -62,30 +67,41 @@ def find_images(sources: list[str]) -> list[str]:
     return paths
 
 
-def load_batch(paths: list[str], size: tuple[int, int], masking: dict, seed: int) -> dict:
+def loading_step(cfg: Config) -> dict:
+    """The step of the config's pipeline that reads a file: channels and value range are those of the training."""
+    from bootmae_mm.interop.checkpoint import check_types
+
+    pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
+    for step in pipeline:
+        if step['type'].endswith(('LoadRGB', 'LoadImageFromFile')):
+            check_types(step)
+            return {key: value for key, value in step.items() if key != 'crop_size'}  # it only warns of small images
+    return dict(type='bootmae_mm.LoadRGB', channels=cfg.model.backbone.get('in_channels', 3))
+
+
+def load_batch(paths: list[str], size: tuple[int, int], step: dict, masking: dict, seed: int) -> dict:
     """The middle of every image at the model's size, each with a mask."""
     import random
 
     import numpy as np
-    from mmcv.transforms import Compose
-    from mmengine.registry import init_default_scope
+    from mmengine.registry import TRANSFORMS, init_default_scope
 
-    from bootmae_mm.data import MaskSampling, collate
+    from bootmae_mm.data import MaskSampling, PackImage, collate
+    from bootmae_mm.data.transforms import resize
 
     init_default_scope('mmpretrain')
+    load, mask, pack = TRANSFORMS.build(step), MaskSampling(**masking), PackImage()
     height, width = size
-    pipeline = Compose(
-        [
-            dict(type='bootmae_mm.LoadRGB'),
-            dict(type='ResizeEdge', scale=max(height, width), edge='short', backend='pillow', interpolation='bicubic'),
-            dict(type='CenterCrop', crop_size=(width, height)),  # this one takes the width first
-            dict(type='bootmae_mm.PackImage'),
-        ]
-    )
-    mask = MaskSampling(**masking)
+    samples = []
     random.seed(seed)
     np.random.seed(seed)
-    return collate([mask(pipeline(dict(img_path=path))) for path in paths])
+    for path in paths:
+        img = load(dict(img_path=path))['img']  # (H, W, C)
+        scale = max(size) / min(img.shape[:2])
+        img = resize(img, (round(scale * img.shape[0]), round(scale * img.shape[1])))
+        top, left = (img.shape[0] - height) // 2, (img.shape[1] - width) // 2
+        samples.append(mask(pack(dict(img=img[top : top + height, left : left + width]))))
+    return collate(samples)
 
 
 if __name__ == '__main__':

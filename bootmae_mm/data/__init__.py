@@ -5,13 +5,14 @@ from .labelled import LabelledFolder
 from .masking import MaskSampling
 from .packed import PackedImages
 from .samplers import SeededSampler
-from .transforms import LoadRGB, PackImage, RandomFlip, RandomResizedCrop, RandomShift, Repeat, collate
+from .transforms import LoadRGB, MapLabels, PackImage, RandomFlip, RandomResizedCrop, RandomShift, Repeat, collate
 
 __all__ = [
     'Digits',
     'ImageFolder',
     'LabelledFolder',
     'LoadRGB',
+    'MapLabels',
     'MaskSampling',
     'PackImage',
     'PackedImages',

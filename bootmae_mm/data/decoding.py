@@ -1,8 +1,11 @@
-"""From the bytes of an image file to pixels: colours, orientation, limits."""
+"""From the bytes of an image file to pixels: colors, orientation, value ranges, limits."""
 
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import mmcv
@@ -13,6 +16,8 @@ from PIL import Image, ImageOps
 PILLOW_LIMIT = 178_956_970
 # What Pillow is to try. Not all it knows: EPS, for one, would start another program.
 PILLOW_FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'PPM', 'GIF')
+
+PNG = b'\x89PNG\r\n\x1a\n'  # what such a file begins with
 
 # OpenCV's flags to decode a JPEG file at a fraction of its size, without the bit that asks for BGR.
 REDUCED = {
@@ -58,23 +63,50 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def decode(
-    data: bytes, backend: str = 'auto', max_pixels: int = PILLOW_LIMIT, min_edge: int | None = None
-) -> np.ndarray:
-    """Pixels of an image file, uint8 (H, W, 3) in RGB; arguments as for :class:`LoadRGB`.
+@dataclass(frozen=True)
+class Decoding:
+    """How the bytes of an image file become pixels; see :class:`LoadRGB` for the meaning of each.
+
+    Attributes:
+        backend: Decoder.
+        max_pixels: Largest image.
+        min_edge: Shorter side to keep when a JPEG file is decoded at a fraction, or None.
+        channels: Channels of the result.
+        value_range: Values that become 0 and 255 in files of more than 8 bits a channel, or None.
+        notice: Called with the smallest and the largest value of such a file, and the range in use.
+    """
+
+    backend: str = 'auto'
+    max_pixels: int = PILLOW_LIMIT
+    min_edge: int | None = None
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
+    notice: Callable[[float, float, tuple[float, float]], None] | None = None
+
+
+class ValueRangeError(ValueError):
+    """Pixels that need a ``value_range``: no single file is at fault."""
+
+
+def decode(data: bytes, options: Decoding = Decoding()) -> np.ndarray:  # noqa: B008  frozen
+    """Pixels of an image file, uint8 (H, W, channels), colors in RGB.
 
     Raises:
-        Exception: Whatever the decoder raises on a file that is broken; ValueError on one with too many pixels.
+        ValueRangeError: If the file has signed, 32-bit or floating-point pixels, and no range is given.
+        Exception: Whatever the decoder raises on a file that is broken; ValueError on one with too many pixels or other
+            channels.
     """
-    # OpenCV before 5 fills what is missing of a truncated file with grey; Pillow refuses it.
-    if backend == 'auto' and data.startswith(b'\xff\xd8') and b'\xff\xd9' in data[-1024:]:
+    # OpenCV before 5 fills what is missing of a truncated file with gray; Pillow refuses it.
+    is_whole_jpeg = data.startswith(b'\xff\xd8') and b'\xff\xd9' in data[-1024:]
+    if options.backend == 'auto' and options.channels == 3 and is_whole_jpeg:
         size = jpeg_size(data)
         if size is not None:
-            _check_size(*size, max_pixels)
-            img = _decode_jpeg(data, 1 if min_edge is None else _reduction(min(size), min_edge))
+            _check_size(*size, options.max_pixels)
+            factor = 1 if options.min_edge is None else _reduction(min(size), options.min_edge)
+            img = _decode_jpeg(data, factor)
             if img is not None:
                 return img
-    return _decode_any(data, backend, max_pixels)
+    return _decode_any(data, options)
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
@@ -94,22 +126,92 @@ def _decode_jpeg(data: bytes, factor: int) -> np.ndarray | None:
     return None if img is None else cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
 
 
-def _decode_any(data: bytes, backend: str, max_pixels: int) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:  # the header
-        _check_size(image.height, image.width, max_pixels)
-        if backend in ('auto', 'pillow'):
-            return _to_rgb(ImageOps.exif_transpose(image))
-    img = mmcv.imfrombytes(data, flag='color', channel_order='rgb', backend=backend)
+def _decode_any(data: bytes, options: Decoding) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)  # the header
+    except ValueError:
+        if not data.startswith(PNG):
+            raise
+        image = Image.open(io.BytesIO(without_texts(data)), formats=PILLOW_FORMATS)
+    with image:
+        _check_size(image.height, image.width, options.max_pixels)
+        if options.backend in ('auto', 'pillow'):
+            try:
+                image.load()
+            except ValueError:  # a text behind the pixels
+                if not data.startswith(PNG):
+                    raise
+                image = Image.open(io.BytesIO(without_texts(data)), formats=PILLOW_FORMATS)
+            return _pixels(image, options)
+    flag = {1: 'grayscale', 3: 'color', 4: 'unchanged'}[options.channels]
+    img = mmcv.imfrombytes(data, flag=flag, channel_order='rgb', backend=options.backend)
     if img is None:
         raise ValueError('not an image')
+    img = img[:, :, None] if img.ndim == 2 else img
+    if img.shape[2] != options.channels:
+        raise ValueError(f'the file has {img.shape[2]} channels, not {options.channels}')
     return img
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Pixels in RGB; of several frames the first. Transparency is dropped, what lies below it shows."""
-    if image.mode.startswith('I'):  # 16 bits a pixel, which Pillow would cut off at 255
-        grey = (np.asarray(image).clip(0, 2**16 - 1) / 257).round().astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == 'F':
-        raise ValueError('pixels in floating point have no range that could be mapped to 0..255')
-    return np.array(image.convert('RGB'))
+def without_texts(data: bytes) -> bytes:
+    """A PNG file without its color profile and texts, which Pillow refuses above a MB; the pixels are the same."""
+    kept, place = [PNG], len(PNG)
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], 'big')
+        if data[place + 4 : place + 8] not in (b'iCCP', b'tEXt', b'zTXt', b'iTXt'):
+            kept.append(data[place:end])
+        place = end
+    return b''.join(kept)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF block says; as it is if that block is broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
+        return image
+
+
+def _pixels(image: Image.Image, options: Decoding) -> np.ndarray:
+    """Pixels as uint8 (H, W, channels); of several frames the first. Transparency is dropped for less than 4 channels."""
+    upright = _upright(image)  # a copy, without what the file says of its values
+    if image.mode.startswith('I') or image.mode == 'F':
+        gray = _scaled(_deep_values(upright, image), options)[:, :, None]  # (H, W, 1)
+        if options.channels == 4:
+            raise ValueError('the file has one channel, not 4')
+        return np.repeat(gray, options.channels, axis=2)
+    if options.channels == 4 and len(image.getbands()) != 4 and 'transparency' not in image.info:
+        raise ValueError(f'the file has the channels {"".join(image.getbands())}, not 4')
+    img = np.array(upright.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[options.channels]))
+    return img[:, :, None] if img.ndim == 2 else img
+
+
+def _deep_values(image: Image.Image, source: Image.Image) -> np.ndarray:
+    """Values of a gray image of more than 8 bits in the type of its file (source); Pillow gives most as int32."""
+    values = np.asarray(image)
+    if source.format != 'TIFF':  # PNG and PGM have 16 bits without a sign
+        return values.astype(np.uint16) if values.dtype.kind in 'iu' else values
+    bits, kind = (_first(source.tag_v2.get(tag, default)) for tag, default in ((258, 32), (339, 1)))  # type: ignore[attr-defined]
+    if kind == 3:
+        return values
+    if kind == 1 and bits == 32:
+        return values.view(np.uint32)
+    return values.astype(f'{"u" if kind == 1 else ""}int{max(bits, 16)}')
+
+
+def _first(value: int | tuple[int, ...]) -> int:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _scaled(values: np.ndarray, options: Decoding) -> np.ndarray:
+    """Values of a range as uint8, those outside at its ends."""
+    if options.value_range is None and values.dtype != np.uint16:
+        raise ValueRangeError(
+            f'{values.dtype} pixels need value_range=(low, high) in LoadRGB: the values that become 0 and 255 (here '
+            f'{values.min():g} to {values.max():g})'
+        )
+    low, high = options.value_range or (0.0, 2.0**16 - 1)
+    if options.notice is not None:
+        options.notice(float(values.min()), float(values.max()), (low, high))
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 from mmpretrain.datasets import CustomDataset
+from mmpretrain.datasets.custom import get_samples
 
 from bootmae_mm.registry import DATASETS
 from bootmae_mm.values import number
 
-from .paths import check_inside
+from .paths import check_inside, is_hidden
 
 
 @DATASETS.register_module()
@@ -34,6 +35,22 @@ class LabelledFolder(CustomDataset):
         self.label_share = number(label_share, 'label_share', above=0, most=1)
         self.seed = seed
         super().__init__(**kwargs)
+
+    def _find_samples(self) -> list[tuple[str, int]]:
+        """Without hidden files and folders, which mmpretrain would take for classes and doubles."""
+        names = [entry.name for entry in os.scandir(self.img_prefix) if entry.is_dir()]
+        hidden = [name for name in names if is_hidden(name)]
+        if not self.with_label or not hidden:
+            samples = super()._find_samples()
+        else:
+            classes = sorted(set(names) - set(hidden))
+            self.folder_to_idx = {name: index for index, name in enumerate(classes)}
+            samples, _ = get_samples(self.img_prefix, self.folder_to_idx, is_valid_file=self.is_valid_file)
+            self._metainfo.setdefault('classes', tuple(classes))
+        root = os.path.join(self.img_prefix, '')
+        return [
+            sample for sample in samples if not any(map(is_hidden, sample[0].removeprefix(root).split(os.sep)))
+        ]
 
     def load_data_list(self) -> list[dict]:
         """Paths and labels, one dict each."""

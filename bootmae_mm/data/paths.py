@@ -12,7 +12,8 @@ from mmengine.logging import print_log
 def found_images(root: str | Path, extensions: Sequence[str]) -> list[str]:
     """Paths of all images below a folder, at any depth, sorted.
 
-    Links are followed, but no folder is visited twice: a link to a folder above would never end.
+    Links are followed, but no folder is visited twice: a link to a folder above would never end. Hidden files and
+    folders are passed over (:func:`is_hidden`); how many of them are images, the log says.
 
     Args:
         root: The folder.
@@ -25,7 +26,11 @@ def found_images(root: str | Path, extensions: Sequence[str]) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
+    def is_image(name: str) -> bool:
+        return name.lower().endswith(tuple(extensions))
+
     paths: list[str] = []
+    hidden: list[str] = []
     visited = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
         status = os.stat(folder)
@@ -34,9 +39,20 @@ def found_images(root: str | Path, extensions: Sequence[str]) -> list[str]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders.sort()  # the same way in every process
-        paths += [os.path.join(folder, name) for name in names if name.lower().endswith(tuple(extensions))]
+        hidden += [os.path.join(folder, name, '') for name in folders if is_hidden(name)]
+        folders[:] = sorted(name for name in folders if not is_hidden(name))  # the same way in every process
+        for name in filter(is_image, names):
+            (hidden if is_hidden(name) else paths).append(os.path.join(folder, name))
+    if hidden:
+        print_log(
+            f'{len(hidden)} hidden files and folders are passed over, such as {min(hidden)}', logger='current', level=30
+        )
     return sorted(paths)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that programs keep for themselves: ``._a.jpg``, ``.ipynb_checkpoints``."""
+    return name.startswith('.') or name == '__MACOSX'
 
 
 def listed_images(root: str | Path, path: str | Path) -> list[str]:

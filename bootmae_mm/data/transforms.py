@@ -20,15 +20,15 @@ from bootmae_mm.registry import FUNCTIONS, TRANSFORMS
 from bootmae_mm.values import integer, number
 
 from ..models.tokens import to_pair
-from .decoding import PILLOW_LIMIT, UnreadableImageError, decode
+from .decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, ValueRangeError, decode
 
 
 @TRANSFORMS.register_module()
 class LoadRGB(BaseTransform):
     """Reads ``img_path`` into ``img``, uint8 (H, W, 3) in RGB; or ``img_bytes``, or leaves an ``img`` that is there.
 
-    Orientation tags are followed, other modes (grey, also of 16 bits, palette, CMYK) are converted, of an animation the
-    first frame is taken, transparency is dropped. What a file is, its content tells, not its name.
+    Orientation tags are followed, other modes (gray, palette, CMYK) are converted, of an animation the first frame is
+    taken, transparency is dropped. What a file is, its content tells, not its name.
 
     Args:
         crop_size: Height and width of the crop that follows; a smaller image is enlarged by the crop, which is said
@@ -41,11 +41,17 @@ class LoadRGB(BaseTransform):
             small crops are enlarged from fewer pixels. None, the default, for the full size; needs ``'auto'``.
         max_pixels: Larger images are refused before they are decoded: a file of a few kB may take all memory. At most
             178,956,970, Pillow's own limit.
+        channels: 3 for RGB, 1 for gray, 4 for files of four channels (RGBA); then ``in_channels`` of the backbone and
+            ``mean`` and ``std`` of the data_preprocessor have as many.
+        value_range: For gray files of more than 8 bits: the values that become 0 and 255, such as ``(-1000, 2000)`` for
+            CT; or a number of bits, such as 12 for ``(0, 4095)``. Values outside are cut off. By default that of the
+            file's type where it is 16 bits without a sign, ``(0, 65535)``; all others need it. If a file uses less than
+            an eighth of the range, a warning says so, once a process.
 
     Raises:
-        UnreadableImageError: If the file cannot be read or decoded.
-        ValueError: On an unknown backend, a ``max_pixels`` out of range, or a ``min_edge`` that is not positive or has
-            another backend.
+        UnreadableImageError: If the file cannot be read or decoded, or has other channels.
+        ValueError: On an unknown backend, a ``max_pixels``, ``channels`` or ``value_range`` that makes no sense, or a
+            ``min_edge`` that is not positive or has another backend; on an image that needs a ``value_range``.
     """
 
     BACKENDS = ('auto', 'pillow', 'cv2', 'turbojpeg')
@@ -57,6 +63,8 @@ class LoadRGB(BaseTransform):
         backend_args: dict | None = None,
         min_edge: int | None = None,
         max_pixels: int = 100_000_000,
+        channels: int = 3,
+        value_range: tuple[float, float] | int | None = None,
     ) -> None:
         if backend not in self.BACKENDS:
             raise ValueError(f'backend must be one of {", ".join(self.BACKENDS)}, but is {backend!r}')
@@ -65,12 +73,22 @@ class LoadRGB(BaseTransform):
         if min_edge is not None and backend != 'auto':
             raise ValueError(f"min_edge needs backend 'auto', but it is {backend!r}")
         integer(max_pixels, 'max_pixels', 1, PILLOW_LIMIT)
-        self.min_edge = min_edge
-        self.max_pixels = max_pixels
+        if channels not in (1, 3, 4):
+            raise ValueError(f'channels must be 1, 3 or 4, but is {channels!r}')
+        self.decoding = Decoding(backend, max_pixels, min_edge, channels, _range(value_range), self._notice_range)
         self.crop_size = None if crop_size is None else to_pair(crop_size, 'crop_size')
-        self.backend = backend
         self.backend_args = backend_args
-        self._warned = False
+        self._warned = self._warned_of_range = False
+
+    def _notice_range(self, smallest: float, largest: float, given: tuple[float, float]) -> None:
+        if not self._warned_of_range and largest - smallest < (given[1] - given[0]) / 8:
+            self._warned_of_range = True
+            print_log(
+                f'an image has values of {smallest:g} to {largest:g} only, of {given[0]:g} to {given[1]:g}, which become '
+                '0 and 255: few gray levels are left; set value_range in LoadRGB (said once)',
+                logger='current',
+                level=30,
+            )
 
     def _read(self, path: str) -> bytes:
         if self.backend_args is None and '://' not in path:  # mmengine's client takes as long as the reading
@@ -86,7 +104,9 @@ class LoadRGB(BaseTransform):
                 img = results['img']
             else:
                 data = results['img_bytes'] if 'img_bytes' in results else self._read(path)
-                img = decode(data, self.backend, self.max_pixels, self.min_edge)
+                img = decode(data, self.decoding)
+        except ValueRangeError as error:
+            raise ValueError(f'{path}: {error}') from error
         except Exception as error:  # noqa: BLE001  decoders raise whatever they like on a broken file
             reason = re.sub(r' ?<[^<>]* at 0x[0-9a-f]+>', '', str(error))  # Pillow names the buffer it was given
             raise UnreadableImageError(path, reason or type(error).__name__) from error
@@ -104,6 +124,18 @@ class LoadRGB(BaseTransform):
             )
         results.update(img=np.ascontiguousarray(img), img_shape=img.shape[:2], ori_shape=img.shape[:2])
         return results
+
+
+def _range(value_range: Sequence[float] | int | None) -> tuple[float, float] | None:
+    """Two values, of bits the smallest and the largest number that they hold."""
+    if value_range is None:
+        return None
+    if isinstance(value_range, int):
+        return 0.0, 2.0 ** integer(value_range, 'value_range', 1, 32) - 1
+    good = isinstance(value_range, Sequence) and not isinstance(value_range, str) and len(value_range) == 2
+    if not good or number(value_range[0], 'value_range') >= number(value_range[1], 'value_range'):
+        raise ValueError(f'value_range must be (low, high) with low < high, or a number of bits, but is {value_range!r}')
+    return float(value_range[0]), float(value_range[1])
 
 
 @TRANSFORMS.register_module()
@@ -153,7 +185,14 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
 
 
 def resize(img: np.ndarray, size: tuple[int, int], interpolation: str = 'bicubic') -> np.ndarray:
-    """Resize as Pillow does, antialiased, in a fraction of the time: uint8 (H, W, C) -> (height, width, C)."""
+    """Resize as Pillow does, antialiased, in a fraction of the time.
+
+    uint8 (H, W, C) -> uint8 (height, width, C), without C for images without; other types give float32.
+    """
+    if img.ndim == 2:
+        return resize(img[:, :, None], size, interpolation)[:, :, 0]
+    if img.dtype != np.uint8:
+        img = img.astype(np.float32)
     # torch has no tensors that cannot be written to, as the pixels of a pack.
     img = img if img.flags.writeable else img.copy()
     # The new axis before the permutation: then torch takes it for an image whose channels are last, and makes one;
@@ -202,6 +241,30 @@ class RandomShift(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class MapLabels(BaseTransform):
+    """Replaces ids of a segmentation map; to stand after ``LoadAnnotations``.
+
+    Changes ``gt_seg_map``, (H, W).
+
+    Args:
+        mapping: New id of each old one, such as ``{255: 1}`` for a foreground that is written as 255. Other ids stay.
+
+    Raises:
+        ValueError: If an id is no int in 0..255.
+    """
+
+    def __init__(self, mapping: dict[int, int]) -> None:
+        self.table = np.arange(256, dtype=np.uint8)
+        for old, new in mapping.items():
+            self.table[integer(int(old), 'mapping', 0, 255)] = integer(new, 'mapping', 0, 255)
+
+    def transform(self, results: dict) -> dict:
+        """Replace the ids."""
+        results['gt_seg_map'] = self.table[results['gt_seg_map']]
+        return results
+
+
+@TRANSFORMS.register_module()
 class Repeat(BaseTransform):
     """Makes several samples of one decoded image: the steps that follow, so many times.
 
@@ -228,7 +291,9 @@ class Repeat(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackImage(BaseTransform):
-    """Packs a sample for :func:`collate`: the image as a uint8 tensor (C, H, W), not moved in memory.
+    """Packs a sample for :func:`collate`: the image as a tensor (C, H, W), not moved in memory.
+
+    uint8 stays uint8, other types become float32: torch can do little with uint16.
 
     ``flip`` of :class:`RandomFlip` goes with it.
 
@@ -243,6 +308,7 @@ class PackImage(BaseTransform):
         """Return the packed sample."""
         img = results['img']
         img = img[:, :, None] if img.ndim == 2 else img
+        img = img if img.dtype == np.uint8 else img.astype(np.float32)
         packed = dict(inputs=torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1))
         if 'flip' in results and 'flip_direction' not in results:  # mmcv's flip, which is done already, has both
             packed['flip'] = results['flip']

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -12,12 +13,20 @@ from mmengine.fileio import load
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from bootmae_mm.interop.checkpoint import load_file
 from bootmae_mm.values import integer, number
 
 from .hooks.teacher import unwrapped
+from .label_checks import (
+    check_coco_files,
+    check_heads,
+    check_image_sizes,
+    check_label_maps,
+    check_zero_labels,
+    datasets_of,
+)
 from .launch import LOADERS
 
 # Options of mmengine's schedulers that are numbers, and are first used when their turn comes, perhaps after days.
@@ -145,11 +154,9 @@ def check_loader(runner: Runner) -> None:
         ValueError: If all images together are less than one batch, or all batches less than one step, none has an
             object of the dataset's classes, or a process has another number of images.
     """
-    try:
-        loader = runner.train_dataloader
-    except ValueError as error:
-        _explain_empty_coco(runner.cfg.train_dataloader.dataset, error)
-        raise
+    loader = _built(runner.cfg.train_dataloader.dataset, lambda: runner.train_dataloader, training=True)
+    check_dataset(loader.dataset)
+    check_heads(runner.model, loader.batch_size or 2, runner.world_size)
     check_agreement(f'{len(loader.dataset)} images', 'a data set')
     if len(loader) == 0:
         raise ValueError(
@@ -164,6 +171,49 @@ def check_loader(runner: Runner) -> None:
             f'optim_wrapper.accumulative_counts {counts} is more than the {iterations} iterations of the run: there '
             'would be one step, at its end'
         )
+
+
+def _built(dataset: ConfigDict, build: Callable[[], DataLoader], training: bool = False) -> DataLoader:
+    """A loader; where its data set cannot be built, one line says why."""
+    check_coco_files(dataset, training)
+    try:
+        return build()
+    except ValueError as error:
+        _explain_empty_coco(dataset, error)
+        _explain_empty_folder(dataset, error)
+        raise
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Check labels of a data set of any task.
+
+    Raises:
+        ValueError: If images and labels do not fit each other.
+    """
+    if hasattr(dataset, 'get_data_info'):
+        check_zero_labels(dataset)
+        check_label_maps(dataset)
+        check_image_sizes(dataset)
+
+
+def _explain_empty_folder(dataset: ConfigDict, error: ValueError) -> None:
+    """Say so if no file has the suffix, at which mmseg ends in the middle of a concatenation."""
+    for part in datasets_of(dataset):
+        prefix = part.get('data_prefix') or {}
+        folder = Path(part.get('data_root') or '', (prefix.get('img_path') or '') if isinstance(prefix, dict) else '')
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(part['type'])
+        if kind is None:
+            continue
+        suffix = part.get('img_suffix') or inspect.signature(kind.__init__).parameters.get('img_suffix')
+        suffix = getattr(suffix, 'default', suffix)
+        if not isinstance(suffix, str) or not folder.is_dir():
+            continue
+        found = sorted({path.suffix for path in folder.rglob('*') if path.is_file()})
+        if not any(path.name.endswith(suffix) for path in folder.rglob('*')):
+            raise ValueError(
+                f'no file in {folder} ends in {suffix!r} (img_suffix of the dataset); there are {found[:5]}'
+            ) from error
 
 
 def _explain_empty_coco(dataset: ConfigDict, error: ValueError) -> None:
@@ -250,9 +300,10 @@ def check_validation(runner: Runner) -> None:
         ValueError: If the data sets have other classes, a metric looks at more classes than there are, or a process
             has another number of images.
     """
-    loop = runner.val_loop
-    if loop is None:
+    if runner._val_loop is None:
         return
+    check_dataset(_built(runner.cfg.val_dataloader.dataset, lambda: runner.val_loop.dataloader).dataset)
+    loop = runner.val_loop
     check_agreement(f'{len(loop.dataloader.dataset)} images', 'a data set for validation')
     classes, others = (
         getattr(dataset, 'metainfo', {}).get('classes')

@@ -102,7 +102,10 @@ def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> No
     for key in POSITIONS:
         if isinstance(scheduler.get(key), (int, float)) and scheduler[key] > 0:
             value = scheduler[key] * factor
-            scheduler[key] = max(1, round(value)) if whole else value
+            scheduler[key] = max(int(key != 'begin'), round(value)) if whole else value
+    if whole and 'end' in scheduler and by_epoch == new.by_epoch:  # at least a step, inside the run
+        scheduler['end'] = min(max(scheduler['end'], scheduler.get('begin', 0) + 1), int(new.number))
+        scheduler['begin'] = min(scheduler.get('begin', 0), scheduler['end'] - 1)
     for key in LISTS:
         if isinstance(scheduler.get(key), (list, tuple)):
             scheduler[key] = [max(1, round(value * factor)) for value in scheduler[key]]

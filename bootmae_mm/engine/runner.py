@@ -102,14 +102,28 @@ class Runner(MMEngineRunner):
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
         """The schedulers that a config describes, which is kept for a resume with another one."""
-        self.scheduler_cfg = copy.deepcopy(scheduler)
-        length = len(self.train_dataloader)
+        if any(isinstance(part, dict) for part in (scheduler if isinstance(scheduler, list) else [scheduler])):
+            self.scheduler_cfg = copy.deepcopy(scheduler)
         for part in scheduler if isinstance(scheduler, list) else [scheduler]:
-            if isinstance(part, dict) and part.get('convert_to_iter_based') and 'end' in part:
-                # At least an iteration: a warm-up may be shorter in a run that was shortened.
-                first = int(part.get('begin', 0) * length)
-                part['end'] = max(part['end'], (first + 1) / length)
+            if isinstance(part, dict) and 'end' in part:
+                self._fit_short_schedule(part)
         return super().build_param_scheduler(scheduler)
+
+    def _fit_short_schedule(self, scheduler: dict) -> None:
+        """Fit a warm-up to a run of few iterations: their number is known only now."""
+        length, end = len(self.train_dataloader), self.max_iters
+        if scheduler.get('convert_to_iter_based'):
+            # At least an iteration.
+            first = min(int(scheduler.get('begin', 0) * length), end - 1)
+            scheduler['begin'] = min(scheduler.get('begin', 0), first / length)
+            scheduler['end'] = max(scheduler['end'], (first + 1) / length)
+        elif not scheduler.get('by_epoch', True) and hasattr(self.train_loop, 'run_epoch'):
+            if scheduler['end'] > end:
+                self.logger.warning(
+                    f'{scheduler["type"]} of {scheduler["end"]} iterations is shortened to the {end} of the run'
+                )
+            scheduler['end'] = min(scheduler['end'], end)
+            scheduler['begin'] = min(scheduler.get('begin', 0), scheduler['end'] - 1)
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         """mmengine's, but the lr at the end of a schedule (``eta_min_ratio``) stays what it is, as the authors'."""
@@ -127,6 +141,9 @@ class Runner(MMEngineRunner):
         Raises:
             ValueError: If the config has changed what cannot.
         """
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)  # built already, except without train()
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
         wanted = Hyperparameters(self, self.scheduler_cfg if self.param_schedulers else None)
         super().resume(filename, *args, **kwargs)
         adapt_position(self, self.resumed_meta)

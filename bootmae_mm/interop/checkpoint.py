@@ -151,7 +151,7 @@ def config_of(checkpoint: dict) -> Config:
     values = saved_config(checkpoint)
     if values is None:
         raise ValueError('the checkpoint holds no config; name one with --config')
-    _check_types(values.get('model'))
+    check_types(values.get('model'))
     return Config(values)
 
 
@@ -206,7 +206,7 @@ def _is_module(name: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _check_types(node: Any) -> None:  # noqa: ANN401
+def check_types(node: Any) -> None:  # noqa: ANN401
     """Refuse types that are no registered components.
 
     mmengine imports modules, and calls what a dotted name stands for; of a ``_scope_`` it imports the registry.
@@ -225,7 +225,7 @@ def _check_types(node: Any) -> None:  # noqa: ANN401
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for value in node:
-            _check_types(value)
+            check_types(value)
 
 
 def load_model(path: str | Path, config: str | Path | None = None) -> tuple[nn.Module, Config]:

@@ -46,12 +46,19 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
         """
         data = self.cast_data(data)
         images = data.get('inputs')
-        if not isinstance(images, torch.Tensor) or images.dim() != 4 or images.shape[1] != len(self.mean):
+        if isinstance(images, torch.Tensor) and images.dim() == 4 and images.shape[1] != len(self.mean):
+            raise ValueError(
+                f'the images have {images.shape[1]} channels, but mean and std of the data_preprocessor are for '
+                f'{len(self.mean)}; channels of LoadRGB, in_channels of the backbone, mean and std must agree'
+            )
+        if not isinstance(images, torch.Tensor) or images.dim() != 4:
             found = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
             raise ValueError(
                 f'inputs must be a batch of images (B, {len(self.mean)}, H, W), but are {found}; '
                 "is collate_fn=dict(type='bootmae_mm.collate') set in the loader?"
             )
+        if images.dtype != torch.uint8:  # torch can flip no uint16
+            images = images.float()
         flip = data.pop('flip', None)
         if flip is not None:
             images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)

@@ -57,6 +57,11 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
     }
 
 
+def shown_channels(images: Tensor) -> Tensor:
+    """Three channels to show of any number: the first three, or the first one as gray. (B, C, H, W) -> (B, 3, H, W)."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
 def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), least_edge: int = 112) -> np.ndarray:
     """One labelled picture: a row for each image, a column for each panel.
 
@@ -83,7 +88,7 @@ def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), le
         x = left + gap + column * (width + gap)
         label = title if font.getlength(title) <= width else title[: max(1, width // 8)]
         draw.text((x, 4), label, fill='black', font=font)
-        pixels = (images.expand(-1, 3, -1, -1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        pixels = (shown_channels(images) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for row in range(count):
             image = Image.fromarray(pixels[row]).resize((width, height), Image.Resampling.NEAREST)
             page.paste(image, (x, top + row * (height + gap)))

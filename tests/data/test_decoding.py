@@ -7,10 +7,13 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
+import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from bootmae_mm.data import ImageFolder, LoadRGB
-from bootmae_mm.data.decoding import PILLOW_LIMIT, UnreadableImageError, decode, jpeg_size
+from bootmae_mm.data import ImageFolder, LoadRGB, PackImage, RandomResizedCrop
+from bootmae_mm.data.decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, decode, jpeg_size
 from tests.conftest import run_without_rights
 
 
@@ -48,7 +51,7 @@ def test_orientation_tag_is_followed(tmp_path):
 def test_sixteen_bits_are_scaled_not_cut_off(tmp_path, kind, values):
     grey = np.array([[0, 257, 25_700], [32_768, 65_278, 65_535]], dtype=values)
     Image.fromarray(grey).save(tmp_path / f'x.{kind}')
-    img = load(tmp_path / f'x.{kind}')
+    img = load(tmp_path / f'x.{kind}', value_range=16 if values is np.int32 else None)
     assert img[..., 0].tolist() == [[0, 1, 100], [128, 254, 255]]
     assert (img == img[..., :1]).all()
 
@@ -161,7 +164,7 @@ def test_size_in_the_header(options):
 def test_reduced_as_long_as_the_edge_stays(min_edge, factor):
     buffer = io.BytesIO()
     Image.new('RGB', (140, 100)).save(buffer, 'JPEG')
-    assert decode(buffer.getvalue(), min_edge=min_edge).shape[0] == -(-100 // factor)
+    assert decode(buffer.getvalue(), Decoding(min_edge=min_edge)).shape[0] == -(-100 // factor)
 
 
 ODD_NAMES = [
@@ -226,3 +229,87 @@ def test_a_file_without_permission(tmp_path):
     done = run_without_rights(imports, statement, tmp_path, tmp_path / 'x.png')
     assert done.returncode == 1
     assert 'UnreadableImageError' in done.stderr and 'Permission denied' in done.stderr.splitlines()[-1]
+
+
+# More than 8 bits, other channels, odd but valid files.
+
+
+def deep_file(folder, values, name='deep.tif'):
+    path = folder / name
+    tifffile.imwrite(path, values) if path.suffix == '.tif' else Image.fromarray(values).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr('bootmae_mm.data.transforms.print_log', lambda text, **_: lines.append(text))
+    return lines
+
+
+def test_twelve_bits_in_sixteen(tmp_path, said):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    path = deep_file(tmp_path, values, 'twelve.png')
+    assert len(np.unique(load(path, value_range=12))) == 256
+    assert not said
+    assert len(np.unique(load(path))) == 17  # what the file's type allows
+    assert 'values of 0 to 4095 only, of 0 to 65535' in said[0] and 'value_range' in said[0]
+
+
+@pytest.mark.parametrize('dtype', [np.int16, np.int32, np.uint32, np.float32])
+def test_signed_wide_and_floating_point_values(tmp_path, dtype):
+    low, high = (-1000, 2000) if dtype != np.uint32 else (0, 4e9)
+    values = np.linspace(low, high, 256).astype(dtype).reshape(16, 16)
+    path = deep_file(tmp_path, values)
+    img = load(path, value_range=(low, high))
+    assert img.shape == (16, 16, 3) and np.abs(img[:, :, 0].reshape(-1).astype(int) - np.arange(256)).max() <= 1
+    assert img.min() == 0 and img.max() == 255
+    with pytest.raises(ValueError, match=r'deep.tif: \w+ pixels need value_range=\(low, high\)'):
+        load(path)
+
+
+@pytest.mark.parametrize('value', [(1, 1), (2, 1), 'ab', 0, (1, 2, 3)])
+def test_impossible_ranges_and_channels(value):
+    with pytest.raises(ValueError, match='value_range must be'):
+        LoadRGB(value_range=value)
+    with pytest.raises(ValueError, match='channels must be 1, 3 or 4, but is 2'):
+        LoadRGB(channels=2)
+
+
+def test_one_and_four_channels(tmp_path):
+    rgba = np.random.RandomState(0).randint(0, 255, (6, 7, 4)).astype(np.uint8)
+    Image.fromarray(rgba).save(tmp_path / 'four.png')
+    assert np.array_equal(load(str(tmp_path / 'four.png'), channels=4), rgba)
+    assert load(str(tmp_path / 'four.png'), channels=1).shape == (6, 7, 1)
+    Image.fromarray(rgba[:, :, :3]).save(tmp_path / 'three.jpg')
+    wanted = np.array(Image.open(tmp_path / 'three.jpg').convert('L'))
+    assert np.array_equal(load(str(tmp_path / 'three.jpg'), channels=1)[:, :, 0], wanted)
+    with pytest.raises(UnreadableImageError, match='the file has the channels RGB, not 4'):
+        load(str(tmp_path / 'three.jpg'), channels=4)
+
+
+def test_png_with_a_long_text_or_profile(tmp_path):
+    img = np.random.RandomState(0).randint(0, 255, (6, 7, 3)).astype(np.uint8)
+    text = PngInfo()
+    text.add_text('notes', 'x' * 3_000_000, zip=True)
+    Image.fromarray(img).save(tmp_path / 'text.png', pnginfo=text)
+    Image.fromarray(img).save(tmp_path / 'profile.png', icc_profile=b'x' * 3_000_000)
+    for name in ('text.png', 'profile.png'):
+        assert np.array_equal(load(str(tmp_path / name)), img)
+
+
+def test_webp_with_a_broken_exif_block(tmp_path):
+    img = np.full((6, 7, 3), 100, np.uint8)
+    Image.fromarray(img).save(tmp_path / 'a.webp', lossless=True, exif=b'Exif\0\0II*\0\xff\xff\xff\xffgarbage')
+    assert np.array_equal(load(str(tmp_path / 'a.webp')), img)
+    Image.fromarray(img).save(tmp_path / 'b.webp', lossless=True, exif=b'nothing of the kind')
+    assert np.array_equal(load(str(tmp_path / 'b.webp')), img)
+
+
+def test_images_without_a_channel_axis_and_of_other_types_are_cropped():
+    crop = RandomResizedCrop(scale=8)
+    for img in (np.zeros((20, 30), np.uint8), np.full((20, 30, 5), 7, np.uint16)):
+        done = PackImage()(crop(dict(img=img)))['inputs']
+        assert done.shape == (1 if img.ndim == 2 else 5, 8, 8)
+        assert done.dtype == (torch.uint8 if img.ndim == 2 else torch.float32)
+    assert float(done.mean()) == 7

@@ -74,3 +74,34 @@ def test_a_list_in_another_encoding_is_named(tmp_path):
     (tmp_path / 'list.txt').write_bytes('Bär.png 0\n'.encode('latin-1'))
     with pytest.raises(ValueError, match='list.txt .ann_file. is no list in UTF-8'):
         ImageFolder(data_root=str(tmp_path / 'images'), ann_file=str(tmp_path / 'list.txt'))
+
+
+def hide_some(root):
+    """What a Mac and Jupyter leave behind."""
+    first = sorted(root.rglob('*.png'))[0]
+    (first.parent / f'._{first.name}').write_bytes(b'not an image')
+    for name in ('.ipynb_checkpoints', '__MACOSX'):
+        (first.parent / name).mkdir()
+        (first.parent / name / first.name).write_bytes(first.read_bytes())
+        (root / name).mkdir(exist_ok=True)
+        (root / name / first.name).write_bytes(first.read_bytes())
+
+
+def test_hidden_files_are_no_images(tmp_path, monkeypatch):
+    root = write_images(tmp_path / 'images', 4)
+    wanted = found_images(root, ('.png',))
+    hide_some(root)
+    said = []
+    monkeypatch.setattr('bootmae_mm.data.paths.print_log', lambda text, **_: said.append(text))
+    assert found_images(root, ('.png',)) == wanted and len(wanted) == 4
+    assert said[0].startswith('5 hidden files and folders are passed over, such as ')
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    root = write_images(tmp_path / 'images', 4)
+    hide_some(root)
+    dataset = LabelledFolder(data_root=str(root), pipeline=[])
+    assert dataset.metainfo['classes'] == ('part0', 'part1')
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    assert sorted(info['gt_label'] for info in infos) == [0, 0, 1, 1]
+    assert not any('/.' in info['img_path'] or '__MACOSX' in info['img_path'] for info in infos)

@@ -13,6 +13,7 @@ from bootmae_mm.engine.hooks import BootMAEEMAHook, FeatureWeightHook, Reconstru
 from bootmae_mm.engine.hooks.teacher import ema_update
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.schedules import feature_weight, piecewise_linear
+from bootmae_mm.models import BootMAEDataPreprocessor
 from bootmae_mm.visualization import read_scalars
 from tests.conftest import build, run_config, tiny_config
 
@@ -211,3 +212,58 @@ def test_hooks_are_idle_without_a_momentum_teacher(tmp_path, image_folder):
     entry = read_scalars(tmp_path / 'work')[-1]
     assert 'ema_decay' not in entry and 'feature_weight' not in entry
     assert json.dumps(entry)
+
+
+def channels_config(tmp_path, channels):
+    """A run on images of 1 or 4 channels, and its folder."""
+    from PIL import Image
+
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    rng = np.random.RandomState(0)
+    for index in range(8):
+        img = rng.randint(0, 255, (40, 60, channels)).astype(np.uint8)
+        Image.fromarray(img.squeeze()).save(folder / f'{index}.png')
+    model = tiny_config()
+    model['backbone']['in_channels'] = channels
+    model['data_preprocessor'] |= dict(mean=[127.5] * channels, std=[127.5] * channels)
+    config = run_config(tmp_path / 'config.py', folder, model=model, epochs=2)
+    config.write_text(config.read_text().replace("LoadRGB')", f"LoadRGB', channels={channels})"))
+    return config, folder
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_runs_on_other_channels_draw_pictures(tmp_path, channels, run_tool):
+    config, folder = channels_config(tmp_path, channels)
+    status, _, message = run_tool('train.py', config, '--work-dir', tmp_path / 'work')
+    assert status == 0, message
+    assert list((tmp_path / 'work').glob('*/vis_data/vis_image/reconstruction_*.png'))
+    arguments = [tmp_path / 'work/epoch_2.pth', folder, '--out', tmp_path / 'out.png']
+    status, out, message = run_tool('reconstruct.py', *arguments)
+    assert status == 0, message
+    assert '8 images' in out and (tmp_path / 'out.png').is_file()
+
+
+def test_a_picture_that_fails_ends_no_run(tmp_path, image_folder, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('no font')
+
+    monkeypatch.setattr('bootmae_mm.engine.hooks.pictures.draw_reconstruction', fail)
+    runner = make_runner(tmp_path, image_folder, epochs=2)
+    runner.train()
+    assert (tmp_path / 'work/epoch_2.pth').is_file() and runner.model.training
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'no picture could be drawn, training goes on: RuntimeError: no font' in log
+
+
+def test_other_channels_than_those_that_are_normalized():
+    preprocessor = BootMAEDataPreprocessor()
+    with pytest.raises(ValueError, match='the images have 4 channels, but mean and std of the data_preprocessor are for 3'):
+        preprocessor(dict(inputs=torch.zeros(2, 4, 8, 8, dtype=torch.uint8)))
+
+
+def test_sixteen_bits_are_flipped_and_normalized():
+    values = torch.arange(8, dtype=torch.float32).view(1, 1, 1, 8) * 1000
+    preprocessor = BootMAEDataPreprocessor(mean=[0.0], std=[1000.0])
+    batch = dict(inputs=values.to(torch.uint16), flip=torch.tensor([True]))
+    assert preprocessor(batch)['inputs'].flatten().tolist() == [7, 6, 5, 4, 3, 2, 1, 0]

@@ -1,6 +1,7 @@
 """Wrong data for the downstream tasks ends in one clear line, through the real train.py."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -42,7 +43,7 @@ SHORT = {
 def train(run_tool, tmp_path):
     """Train for one iteration or epoch without workers: status and last line."""
 
-    def run(config, scenes, *options):
+    def run(config, scenes, *options, short=None):
         loaders = [
             f'{name}_dataloader.{key}'
             for name in ('train', 'val', 'test')
@@ -50,14 +51,14 @@ def train(run_tool, tmp_path):
         ]
         status, _, message = run_tool(
             'train.py',
-            ROOT / f'configs/{config}.py',
+            config if short else ROOT / f'configs/{config}.py',
             '--work-dir',
             tmp_path / 'work',
             '--cfg-options',
             f'data_root={scenes}',
             'model.backbone.init_cfg=None',
             *loaders,
-            *SHORT[config],
+            *SHORT[short or config],
             *options,
         )
         return status, message
@@ -179,13 +180,172 @@ def test_images_without_objects_are_left_out_in_training_and_kept_in_evaluation(
     assert sizes == [7, 1]  # of 8 and 1
 
 
-def test_a_map_without_labels_is_trained_on(train, scenes):
-    for path in (scenes / 'annotations/training').iterdir():
-        Image.fromarray(np.zeros((48, 48), np.uint8)).save(path)
-    status, found = train(SEG, scenes)
-    assert status == 0, found
-
-
 def test_wrong_out_indices_through_train(train, scenes):
     status, found = train(SEG, scenes, 'model.backbone.out_indices=(0,1,2,4)')
     assert status == 1 and 'out_indices (0, 1, 2, 4) must be blocks in 0..3' in found, found
+
+
+# Segmentation, detection and their files: what people really have.
+
+
+def maps_of(scenes):
+    return sorted((scenes / 'annotations').glob('*/*.png'))
+
+
+def change_coco(scenes, change):
+    for path in scenes.glob('instances_*.json'):
+        content = json.loads(path.read_text())
+        for annotation in content['annotations']:
+            change(annotation)
+        path.write_text(json.dumps(content))
+
+
+ONE_CLASS = ('model.decode_head.num_classes=1', 'model.auxiliary_head.num_classes=1')
+
+
+def test_one_class_under_softmax(train, scenes):
+    for path in maps_of(scenes):
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    classes = "metainfo={'classes': ['thing'], 'palette': [[1, 2, 3]]}"
+    status, message = train(SEG, scenes, *ONE_CLASS, classes)
+    assert status == 1 and 'decode_head has one class under softmax, whose loss is always 0' in message
+
+
+def test_maps_without_a_labeled_pixel(train, scenes):
+    for path in maps_of(scenes):
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
+    status, message = train(SEG, scenes)
+    assert status == 1 and 'no pixel is labeled in the first 1 batches: every id is 255' in message
+
+
+def test_foreground_that_is_ignored_is_warned_of(train, scenes, tmp_path):
+    for path in maps_of(scenes):
+        Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
+    plain = [
+        f'{name}_dataloader.dataset.{key}=False'
+        for name in ('train', 'val', 'test')
+        for key in ('reduce_zero_label', 'pipeline.1.reduce_zero_label')
+    ]
+    status, message = train(SEG, scenes, *plain)
+    assert status == 0, message
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'only class 0 occurs in the first 1 batches, and pixels of id 255' in log
+
+
+def test_nothing_to_learn_stops_a_run_of_any_task(train, scenes):
+    """Every pixel is ignored by the loss, which no check of labels can know."""
+    losses = [f'model.{head}.loss_decode.loss_weight=0.0' for head in ('decode_head', 'auxiliary_head')]
+    status, message = train(SEG, scenes, *losses)
+    assert status == 1 and 'loss and gradient were exactly 0 in all of the first 1 iterations' in message
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda a: a.update(iscrowd=1), 'has no object to learn from: N with iscrowd=1'),
+        (lambda a: a['bbox'].__setitem__(2, -5), 'has no object to learn from: N with a box narrower than a pixel'),
+        (lambda a: a.pop('iscrowd'), "N of N annotations have no usable 'iscrowd'"),
+        (lambda a: a.pop('area'), "N of N annotations have no usable 'area'"),
+        (lambda a: a.pop('segmentation'), "N of N annotations have no usable 'segmentation'"),
+        (lambda a: a.update(id=str(a['id'])), "N of N annotations have no usable 'id'"),
+    ],
+)
+def test_coco_annotations(train, scenes, change, message):
+    change_coco(scenes, change)
+    status, found = train(DET, scenes)
+    assert status == 1 and message in re.sub(r'\b\d+ (of|with)', r'N \1', re.sub(r'of \d+ ann', 'of N ann', found))
+
+
+def test_coco_images_without_a_height(train, scenes):
+    for path in scenes.glob('instances_*.json'):
+        content = json.loads(path.read_text())
+        for image in content['images']:
+            image.pop('height')
+        path.write_text(json.dumps(content))
+    status, message = train(DET, scenes)
+    assert status == 1 and "images have no usable 'height'" in message
+
+
+def turn(path, orientation):
+    """Save a photograph with an orientation tag, not square."""
+    image = Image.open(path).convert('RGB').crop((0, 0, 48, 40))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize('config', [SEG, DET])
+@pytest.mark.parametrize('split', ['training', 'validation'])
+def test_photographs_that_are_turned_as_they_are_loaded(train, scenes, config, split):
+    path = sorted((scenes / 'images' / split).glob('*.png'))[0]
+    turn(path, 6)
+    label = scenes / 'annotations' / split / path.name
+    Image.open(label).crop((0, 0, 48, 40)).save(label)
+    status, message = train(config, scenes)
+    assert status == 1 and path.name in message and 'EXIF orientation 6' in message
+
+
+def test_orientation_that_sizes_do_not_tell(train, scenes, tmp_path):
+    path = sorted((scenes / 'images/training').glob('*.png'))[0]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+    status, message = train(SEG, scenes)
+    assert status == 0, message
+    assert '1 images have an EXIF orientation' in next((tmp_path / 'work').glob('*/*.log')).read_text()
+
+
+def test_color_maps_suffixes_and_zero_labels(train, scenes):
+    status, message = train(SEG, scenes, 'train_dataloader.dataset.img_suffix=.tif')
+    assert status == 1 and "ends in '.tif' (img_suffix of the dataset); there are ['.png']" in message
+    status, message = train(SEG, scenes, 'train_dataloader.dataset.reduce_zero_label=False')
+    assert status == 1 and 'reduce_zero_label is False in BaseSegDataset and True in LoadAnnotations' in message
+    path = maps_of(scenes)[0]
+    Image.open(path).convert('RGB').save(path)
+    status, message = train(SEG, scenes)
+    assert status == 1 and f'{path.name} has colors (RGB)' in message
+
+
+def test_upernet_with_a_batch_of_one(train, scenes):
+    status, message = train(SEG, scenes, 'train_dataloader.batch_size=1')
+    assert status == 1 and 'needs at least two images' in message
+
+
+def test_save_best_that_the_evaluator_does_not_have(train, scenes, tmp_path):
+    metric = [f'{name}_evaluator.metric=[bbox]' for name in ('val', 'test')]
+    status, message = train(DET, scenes, *metric)
+    assert status == 0, message
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert "save_best='coco/segm_mAP' is no metric of this evaluator, which has 'coco/bbox_mAP'" in log
+    assert (tmp_path / 'work/epoch_1.pth').is_file()
+
+
+@pytest.mark.parametrize(('name', 'foreground'), [('folder', 1), ('binary', 255)])
+def test_own_segmentation_data_end_to_end(train, scenes, tmp_path, name, foreground):
+    """The documented configs, in small: they learn, and both classes have a score."""
+    for path in maps_of(scenes):
+        Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, foreground, 0).astype(np.uint8)).save(path)
+    config = tmp_path / 'own.py'
+    config.write_text(
+        f'''
+_base_ = '{ROOT}/configs/seg/bootmae_vitb_upernet_{name}.py'
+model = dict(
+    data_preprocessor=dict(size=(48, 48)),
+    backbone=dict(arch=dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
+                  img_size=48, patch_size=4, out_indices=(0, 1, 2, 3)),
+    neck=dict(embed_dim=64, rescales=[2, 1, 0.5, 0.25]),
+    decode_head=dict(in_channels=[64] * 4, channels=24), auxiliary_head=dict(in_channels=64, channels=24),
+    test_cfg=dict(crop_size=(48, 48), stride=(32, 32)))
+'''
+    )
+    pipelines = {'train': '2.scale' if name == 'folder' else '3.scale', 'val': '1.scale', 'test': '1.scale'}
+    options = [f'{key}_dataloader.dataset.pipeline.{step}=(96,48)' for key, step in pipelines.items()]
+    crop = 3 if name == 'folder' else 4
+    options += [f'train_dataloader.dataset.pipeline.{crop}.crop_size=(48,48)']
+    options += [f'{key}_dataloader.dataset.img_suffix=.png' for key in pipelines]
+    SHORT['own'] = ('train_cfg.max_iters=2', 'train_cfg.val_interval=2')
+    status, message = train(config, scenes, *options, short='own')
+    assert status == 0, message
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    scores = log.split('per class results')[1].split('mIoU')[0]
+    assert 'background' in scores and 'object' in scores and 'nan' not in scores

@@ -31,9 +31,9 @@ def test_demo_in_small(tmp_path, run_tool):
     assert [event.step for event in events.Scalars('loss')] == [20, 40, 60]
 
 
-def test_a_demo_that_would_end_before_the_warm_up(tmp_path, run_tool):
-    status, _, message = run_tool('demo.py', '--work-dir', tmp_path / 'demo', '--epochs', 2)
-    assert status == 1 and message == 'error: --epochs must be more than 2.5, the length of the warm-up'
+def test_a_demo_without_epochs(tmp_path, run_tool):
+    status, _, message = run_tool('demo.py', '--work-dir', tmp_path / 'demo', '--epochs', 0)
+    assert status == 1 and message == 'error: --epochs must be at least 1, but is 0'
 
 
 def test_demo_config_is_a_whole_bootmae():

@@ -150,7 +150,7 @@ def test_train_resume_and_reconstruct(tmp_path, image_folder, run_tool):
     ('arguments', 'message'),
     [
         (['nowhere.py'], 'error: no config nowhere.py'),
-        (['CONFIG', '--cfg-options', 'data_rot=x'], "unknown key 'data_rot'"),
+        (['CONFIG', '--cfg-options', 'data_rot=x'], "nothing reads the key 'data_rot'"),
         (['CONFIG', '--cfg-options', 'data_root=/nowhere'], 'no folder /nowhere'),
         (['CONFIG', '--resume', 'nowhere.pth'], 'no checkpoint nowhere.pth'),
         (['CONFIG', '--cfg-options', 'load_from=nowhere.pth'], 'no checkpoint nowhere.pth'),

@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp('trained')
     config = run_config(folder / 'config.py', write_images(folder / 'images', 8), epochs=1)
-    config.write_text(config.read_text().replace('begin=1, end=1', 'begin=1, end=2'))
+    config.write_text(config.read_text().replace('begin=1, end=1', 'begin=0, end=1'))
     cfg = read_config(str(config), {}, str(folder / 'work'))
     prepare(cfg)
     Runner.from_cfg(cfg).train()

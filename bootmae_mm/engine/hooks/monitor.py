@@ -16,6 +16,7 @@ from bootmae_mm.registry import HOOKS
 from bootmae_mm.values import integer, number
 
 ENDLESS = 10**9  # mmengine's end of a scheduler that has none
+ZERO_ITERATIONS = 20
 SKIPPED = 'skipped_steps'  # in the message hub, and so in checkpoints
 # Of a loss of float16: gradients that fit at no larger scale would not at a smaller one either.
 LEAST_SCALE = 2.0**-14
@@ -73,6 +74,8 @@ class MonitorHook(RuntimeInfoHook):
     own, which waits for the device, and beside it ``clipped_grad_norm``), and on a CPU ``memory``, the largest resident
     size of the main process in MB.
 
+    A loss and gradient of exactly 0 in all of the first iterations stops the run: nothing is learned.
+
     A loss or gradient that is not finite in any process stops all of them: at the next fetch, and always before a
     checkpoint is written, so that no checkpoint comes after one. (With a loss scaler, which skips such steps by
     itself, the run stops once the scale has fallen so far that no gradient will fit.)
@@ -101,6 +104,7 @@ class MonitorHook(RuntimeInfoHook):
         super().before_train(runner)
         check_schedules(runner)
         self._next_warning = 0
+        self._all_zero = 0  # iterations from the first on without any loss or gradient; -1: there was some
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._grad_norm: Tensor | None = None
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
@@ -193,7 +197,15 @@ class MonitorHook(RuntimeInfoHook):
         return values
 
     def _check(self, runner: Runner, iteration: int, numbers: dict[str, float]) -> None:
-        """Stop if a number is not finite that must be; warn of a collapse."""
+        """Stop if a number is not finite that must be, or nothing is learned; warn of a collapse."""
+        if self._all_zero >= 0 and 'loss' in numbers:
+            is_zero = numbers['loss'] == 0 and not numbers.get(self._norm_name, 0)
+            self._all_zero = self._all_zero + 1 if is_zero else -1
+            if self._all_zero >= min(ZERO_ITERATIONS, runner.max_iters):
+                raise ValueError(
+                    f'loss and gradient were exactly 0 in all of the first {self._all_zero} iterations: nothing is '
+                    'learned; is there a single class under softmax, or no label at all?'
+                )
         deviation = numbers.get('feature_target_std', math.inf)
         if deviation < self.min_target_std and iteration >= self._next_warning:
             self._next_warning = iteration + 10 * self._interval

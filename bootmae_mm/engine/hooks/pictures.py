@@ -43,7 +43,12 @@ class ReconstructionHook(Hook):
         done = runner.iter + 1
         unit = len(runner.train_dataloader) if self.by_epoch else 1
         if done % (self.interval * unit) == 0 or done == runner.max_iters:
-            self._draw(runner, step=-(-done // unit))
+            try:
+                self._draw(runner, step=-(-done // unit))
+            except Exception as error:  # noqa: BLE001  a picture never ends a run
+                if is_sharded(unwrapped(runner.model)):
+                    raise  # other processes wait for this one
+                runner.logger.error(f'no picture could be drawn, training goes on: {type(error).__name__}: {error}')
 
     @torch.no_grad()
     def _draw(self, runner: Runner, step: int) -> None:
@@ -60,12 +65,14 @@ class ReconstructionHook(Hook):
             batch = collate([dataset[SeededIndex(i, i)] for i in range(min(self.num_images, len(dataset)))])
         batch = model.data_preprocessor(batch)
         was_training = model.training
-        model.eval()
         masks = len(batch['ids_mask']) // len(batch['inputs'])  # the first of each image
         # Not compiled anew (if blocks are) for a few pictures.
-        with gathered_parameters(model), torch.compiler.set_stance('force_eager'):
-            panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
-        model.train(was_training)
+        try:
+            model.eval()
+            with gathered_parameters(model), torch.compiler.set_stance('force_eager'):
+                panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
+        finally:
+            model.train(was_training)
         if is_main_process():
             runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=step)
 

@@ -1,0 +1,233 @@
+"""Checks of labels before training: COCO files, segmentation maps, and heads that cannot learn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from mmengine.fileio import load
+from mmengine.logging import print_log
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+from torch.utils.data import Dataset
+
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 are turned by 90 degrees
+MAX_SCANNED = 5000  # samples of a data set whose file headers are read, about two seconds
+GRAY_MODES = {'1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L'}  # Pillow's, of one channel
+
+
+def datasets_of(cfg: Any) -> Iterator[dict]:
+    """Configs of the innermost datasets of a loader's config."""
+    if isinstance(cfg, dict):
+        inner = [cfg['dataset']] if 'dataset' in cfg else cfg.get('datasets')
+        if inner is None:
+            yield cfg
+        else:
+            for part in inner:
+                yield from datasets_of(part)
+
+
+def check_coco_files(dataset: dict, training: bool) -> None:
+    """Check the annotations of datasets in COCO's format.
+
+    Args:
+        dataset: Config of a dataset, wrapped or not.
+        training: Whether there must be objects to learn from.
+
+    Raises:
+        ValueError: If a file lacks what training or evaluation will look up.
+    """
+    for part in datasets_of(dataset):
+        path = Path(part.get('data_root') or '', part.get('ann_file') or '')
+        if path.suffix != '.json' or not path.is_file():
+            continue
+        steps = [step for step in part.get('pipeline') or [] if isinstance(step, dict)]
+        masks = any(step.get('with_mask') for step in steps)
+        content = load(path)
+        if isinstance(content, dict) and {'images', 'annotations', 'categories'} <= set(content):
+            _check_coco(path, content, masks)
+            if training:
+                _check_objects(path, content, (part.get('metainfo') or {}).get('classes'))
+
+
+def _check_coco(path: Path, content: dict, masks: bool) -> None:
+    keys: dict[str, dict[str, type | tuple[type, ...]]] = {
+        'images': dict(id=Integral, file_name=str, height=Real, width=Real),
+        'annotations': dict(id=Integral, image_id=Integral, category_id=Integral, bbox=list, area=Real, iscrowd=Integral),
+        'categories': dict(id=Integral, name=str),
+    }  # fmt: skip
+    if masks:
+        keys['annotations']['segmentation'] = (list, dict)
+    advice = dict(iscrowd='add "iscrowd": 0 to each', area='add the area of each in pixels', id='number them with ints')
+    for part, wanted in keys.items():
+        for key, kind in wanted.items():
+            bad = [index for index, entry in enumerate(content[part]) if not isinstance(entry.get(key), kind)]
+            if bad:
+                found = content[part][bad[0]].get(key, 'missing')
+                hint = advice.get(key, '')
+                raise ValueError(
+                    f'{path}: {len(bad)} of {len(content[part])} {part} have no usable {key!r} (the first, '
+                    f'{part}[{bad[0]}]: {str(found)[:40]!r})' + (f'; {hint}' if hint else '')
+                )
+
+
+def _check_objects(path: Path, content: dict, classes: Any) -> None:
+    names = {category['id']: category['name'] for category in content['categories']}
+    reasons: Counter[str] = Counter()
+    for annotation in content['annotations']:
+        width, height = annotation['bbox'][2:4]
+        if annotation['iscrowd']:
+            reasons['iscrowd=1'] += 1
+        elif width < 1 or height < 1 or annotation['area'] <= 0:
+            reasons['a box narrower than a pixel, or an area that is not positive'] += 1
+        elif classes is not None and names.get(annotation['category_id']) not in classes:
+            reasons['another category than the classes of the dataset'] += 1
+        else:
+            return
+    counts = ', '.join(f'{count} with {reason}' for reason, count in reasons.items()) or 'there are no annotations'
+    if not set(names.values()) & set(classes or names.values()):
+        return  # told in more detail where the data set is built
+    raise ValueError(f'{path} has no object to learn from: {counts}')
+
+
+def check_label_maps(dataset: Dataset) -> None:
+    """Compare images and segmentation maps by the headers of their files: sizes, channels, EXIF orientation.
+
+    A photograph with an orientation tag is turned as it is loaded, and its map is not.
+
+    Raises:
+        ValueError: If a map is missing, is no map of ids, or does not fit its image; with the file.
+    """
+    steps = getattr(getattr(_inner(dataset), 'pipeline', None), 'transforms', [])
+    turns = not any('ignore' in str(getattr(step, 'color_type', '')) for step in steps)
+    ambiguous = []
+    for index in _some(len(dataset)):  # type: ignore[arg-type]
+        info = dataset.get_data_info(index)  # type: ignore[attr-defined]
+        image_path, map_path = info.get('img_path'), info.get('seg_map_path')
+        if not image_path or not map_path or '://' in f'{image_path}{map_path}':
+            return
+        if not Path(map_path).is_file():
+            raise FileNotFoundError(f'{image_path} has no map {map_path} (seg_map_path, seg_map_suffix)')
+        header = _header(map_path)
+        if header is not None and header[2] not in GRAY_MODES:
+            raise ValueError(
+                f'{map_path} has colors ({header[2]}); a map has one channel, of class ids 0, 1, ...: replace each color '
+                'by its id'
+            )
+        image = _header(image_path)
+        if header is None or image is None:
+            continue
+        size, orientation, _ = image
+        loaded = size[::-1] if turns and orientation > 4 else size
+        if loaded != header[0] and size == header[0]:
+            raise ValueError(
+                f'{image_path} has EXIF orientation {orientation} and is turned as it is loaded, its map {map_path} is '
+                "not: turn the pixels and drop the tag, or load with color_type='color_ignore_orientation'"
+            )
+        if loaded != header[0]:
+            raise ValueError(f'{image_path} has {loaded[0]}x{loaded[1]} pixels, its map {map_path} {header[0][0]}x{header[0][1]}')
+        if turns and orientation > 1 and size == loaded:
+            ambiguous.append(image_path)
+    if ambiguous:
+        print_log(
+            f'{len(ambiguous)} images have an EXIF orientation, and are turned as they are loaded, such as '
+            f'{ambiguous[0]}; do their maps fit? By their sizes nobody can tell',
+            logger='current',
+            level=30,
+        )
+
+
+def check_image_sizes(dataset: Dataset) -> None:
+    """Compare the sizes of images with those in a COCO file, in which boxes are written.
+
+    Raises:
+        ValueError: If an image, turned by its EXIF orientation as it is loaded, has another size.
+    """
+    for index in _some(len(dataset)):  # type: ignore[arg-type]
+        info = dataset.get_data_info(index)  # type: ignore[attr-defined]
+        path = info.get('img_path')
+        if not path or '://' in path or not {'height', 'width', 'instances'} <= set(info):
+            return
+        header = _header(path)
+        if header is None:
+            continue
+        size = header[0][::-1] if header[1] > 4 else header[0]
+        if size != (info['width'], info['height']):
+            turned = f' (EXIF orientation {header[1]})' if header[1] > 1 else ''
+            raise ValueError(
+                f'{path} is loaded with {size[0]}x{size[1]} pixels{turned}, but its annotations are for '
+                f'{info["width"]}x{info["height"]}'
+            )
+
+
+def _inner(dataset: Dataset) -> Dataset:
+    while True:
+        inner = getattr(dataset, 'dataset', None) or next(iter(getattr(dataset, 'datasets', [])), None)
+        if inner is None:
+            return dataset
+        dataset = inner
+
+
+def _some(count: int) -> range:
+    """All indices, or evenly spaced ones of many."""
+    return range(0, count, -(-count // MAX_SCANNED) if count else 1)
+
+
+def _header(path: str) -> tuple[tuple[int, int], int, str] | None:
+    """Width and height, orientation and mode of an image file; None if Pillow does not know it."""
+    try:
+        with Image.open(path) as image:
+            try:
+                orientation = image.getexif().get(ORIENTATION, 1)
+            except (SyntaxError, ValueError, OSError):  # broken EXIF
+                orientation = 1
+            return image.size, orientation if isinstance(orientation, int) else 1, image.mode
+    except (UnidentifiedImageError, ValueError, SyntaxError):
+        return None  # its decoder will tell
+
+
+def check_zero_labels(dataset: Dataset) -> None:
+    """Compare ``reduce_zero_label`` of a dataset with that of its pipeline, which mmseg only asserts.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    inner = _inner(dataset)
+    wanted = getattr(inner, 'reduce_zero_label', None)
+    for step in getattr(getattr(inner, 'pipeline', None), 'transforms', []):
+        given = getattr(step, 'reduce_zero_label', None)
+        if wanted is not None and given is not None and given != wanted:
+            raise ValueError(
+                f'reduce_zero_label is {wanted} in {type(inner).__name__} and {given} in {type(step).__name__} of its '
+                'pipeline; both must be the same'
+            )
+
+
+def check_heads(model: nn.Module, batch_size: int, world_size: int) -> None:
+    """Refuse heads that cannot learn, or cannot train with this batch.
+
+    Raises:
+        ValueError: For a softmax over one class, or batch norm over a single value.
+    """
+    for path, module in model.named_modules():
+        losses = [getattr(module, name, None) for name in ('loss_decode', 'loss_module')]
+        softmax = any(
+            loss is not None and not any(getattr(part, 'use_sigmoid', False) for part in loss.modules())
+            for loss in losses
+            if isinstance(loss, nn.Module)
+        )
+        if softmax and 1 in (getattr(module, 'num_classes', None), getattr(module, 'out_channels', None)):
+            raise ValueError(
+                f'{path} has one class under softmax, whose loss is always 0: let background be class 0 and set '
+                'num_classes=2, or use_sigmoid=True in its loss'
+            )
+        if hasattr(module, 'psp_modules') and batch_size * world_size == 1:
+            norms = [m for m in module.psp_modules.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            if norms:
+                raise ValueError(
+                    f'{path} pools to a single pixel before batch norm, which needs at least two images: '
+                    "train_dataloader.batch_size=2, or norm_cfg=dict(type='GN', num_groups=32)"
+                )

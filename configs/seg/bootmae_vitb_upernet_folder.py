@@ -1,0 +1,49 @@
+# Own images with maps of class ids, of which 0 is a class too (background):
+#   images/training/a.jpg  annotations/training/a.png  and the same below validation/
+#   tools/dist_train.sh configs/seg/bootmae_vitb_upernet_folder.py 8 --cfg-options data_root=/your/data
+# Classes: metainfo below, and num_classes. Another suffix: img_suffix, seg_map_suffix. Pixels of 255 are ignored.
+_base_ = './bootmae_vitb_upernet_ade20k.py'
+data_root = 'data/own'
+metainfo = dict(classes=('background', 'object'), palette=[[40, 40, 40], [230, 25, 75]])
+num_classes = 2
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=False),
+    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.99),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+    dict(type='LoadAnnotations', reduce_zero_label=False),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    dataset=dict(
+        type='BaseSegDataset',
+        data_root=data_root,
+        metainfo=metainfo,
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+        reduce_zero_label=False,
+        pipeline=train_pipeline,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        type='BaseSegDataset',
+        data_root=data_root,
+        metainfo=metainfo,
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+        reduce_zero_label=False,
+        pipeline=test_pipeline,
+    )
+)
+test_dataloader = val_dataloader
+
+model = dict(decode_head=dict(num_classes=num_classes), auxiliary_head=dict(num_classes=num_classes))
