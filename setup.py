@@ -50,17 +50,17 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['bootmae_mm', 'bootmae_mm.*']),
     cmdclass={'build_py': BuildWithConfigs},
-    install_requires=['torch>=2.6,<2.12', 'torchvision>=0.21,<0.27', 'numpy>=2', 'matplotlib', 'tensorboard'],
+    install_requires=['torch>=2.6,<2.12', 'torchvision>=0.21,<0.27', 'numpy>=2', 'matplotlib', 'safetensors', 'tensorboard'],
     extras_require={
         'onedl': ONEDL,
         'onedl-downstream': ONEDL + ['onedl-mmsegmentation>=1.4.2,<1.5', 'onedl-mmdetection>=3.5.1,<3.6'],
         'openmmlab': OPENMMLAB,
         'openmmlab-downstream': OPENMMLAB + ['mmsegmentation>=1.2.2,<1.3', 'mmdet>=3.3.0,<3.4', 'ftfy', 'regex'],
         'demo': ['scikit-learn'],
-        'export': ['safetensors', 'onnx'],
+        'export': ['onnx'],
         # To read what is exported to it. Not part of `test`: the original mmpretrain cannot be imported beside it.
         'huggingface': ['transformers<5'],
-        'test': ['pytest', 'pytest-xdist', 'safetensors', 'scikit-learn', 'onnx', 'onnxruntime', 'timm'],
+        'test': ['pytest', 'pytest-xdist', 'scikit-learn', 'onnx', 'onnxruntime', 'timm'],
     },
     zip_safe=False,
 )

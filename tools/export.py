@@ -6,7 +6,9 @@ A pretrained one, or one fine-tuned for classification (without its head; not fo
   timm        a folder for timm.create_model('local-dir:FOLDER')
   hf          a folder for transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)
   mmpretrain  a checkpoint for init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone.') of VisionTransformer
-  onnx        a file: images (batch, 3, H, W), normalised with mean = std = 0.5 -> tokens (batch, 1 + L, D)
+  onnx        a file: images (batch, 3, H, W), normalized -> tokens (batch, 1 + L, D)
+
+All of them carry the run's mean and std, size and interpolation.
 
 Examples:
     python tools/export.py work_dirs/bootmae_vitb/epoch_800.pth --to hf --out exports/bootmae_vitb
@@ -33,13 +35,16 @@ def main() -> None:
     args = parse_args(parser)
 
     from bootmae_mm.interop.export import export, read_encoder
+    from bootmae_mm.interop.preprocessing import read_preprocessing
 
     path = Path(args.checkpoint)
     beside = Path() if '://' in args.checkpoint else path.parent
     out = args.out or beside / f'{path.stem}_{args.to}'
     try:
         encoder = read_encoder(args.checkpoint, args.config, args.prefix)
-        written = export(encoder, args.to, out, source=path.name)
+        channels = encoder.patch_embed.projection.in_channels
+        preprocessing = read_preprocessing(args.checkpoint, args.config, channels)
+        written = export(encoder, args.to, out, path.name, preprocessing)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     except ImportError as error:

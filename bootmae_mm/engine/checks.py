@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from bootmae_mm.interop.checkpoint import load_file
+from bootmae_mm.interop.encoder import encoder_state
 from bootmae_mm.values import integer, number
 
 from .hooks.teacher import unwrapped
@@ -139,12 +140,25 @@ def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
             missing = [name for name in missing if not name.startswith('teacher.')]
         else:
             missing, wrong = [], []
+    if not complete and not any(name in state for name in wanted) and _holds_encoder(path):
+        raise ValueError(
+            f'{path} holds an encoder, not the whole model that load_from is for; to start from an encoder: --cfg-options '
+            f'load_from=None model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint={path}'
+        )
     if missing or wrong:
         raise ValueError(
             f'{path} does not fit the model: {len(missing)} of {len(wanted)} weights are missing {missing[:3]}, '
             f'{len(wrong)} have another shape {wrong[:3]}'
         )
     return checkpoint.get('meta', {})
+
+
+def _holds_encoder(path: str) -> bool:
+    """Whether a file has the embedding and a block of an encoder, in any of the names that are known."""
+    try:
+        return {'cls_token', 'patch_embed.projection.weight', 'layers.0.attn.qkv.weight'} <= set(encoder_state(path))
+    except ValueError:
+        return False
 
 
 def check_loader(runner: Runner) -> None:

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner.base_loop import BaseLoop
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmengine.visualization import Visualizer
 from mmengine.visualization.vis_backend import BaseVisBackend, TensorboardVisBackend
 from torch import nn
@@ -21,9 +22,11 @@ from torch.utils.data import DataLoader
 
 from bootmae_mm.arguments import data_only
 from bootmae_mm.data import ImageFolder
+from bootmae_mm.interop.checkpoint import load_file
 
 from .checks import check_agreement
 from .hooks.interruption import InterruptionHook, heed_only_the_parent
+from .hooks.teacher import unwrapped
 from .loops import EpochLoop, IterLoop
 from .recovery import write_durably
 from .resuming import Hyperparameters, adapt_position, check_resumable, progress_meta
@@ -149,10 +152,15 @@ class Runner(MMEngineRunner):
         adapt_position(self, self.resumed_meta)
         wanted.apply(self)
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict:
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load, as data only; without the config that MMCV's old runners noted, which mmengine would run on resume."""
+        if str(filename).endswith('.safetensors'):  # which mmengine cannot read
+            checkpoint = load_file(filename)
+            self.logger.info(f'Load checkpoint from {filename}')
+            _load_checkpoint_to_model(unwrapped(self.model), checkpoint, kwargs.get('strict', False))
+            return checkpoint
         with data_only():
-            checkpoint = super().load_checkpoint(*args, **kwargs)
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         checkpoint.get('meta', {}).pop('config', None)
         if self._resume:
             check_resumable(self, checkpoint)

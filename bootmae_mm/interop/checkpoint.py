@@ -86,6 +86,10 @@ def local_file(path: str | Path) -> Path:
         return file
     if '://' in text:
         raise ValueError(f'{text}: only paths, http:// and https:// are read')
+    if Path(path).is_dir():  # of transformers and timm
+        for name in ('model.safetensors', 'pytorch_model.bin'):
+            if Path(path, name).is_file():
+                return Path(path, name)
     if not Path(path).is_file():
         raise FileNotFoundError(f'no checkpoint {path}')
     return Path(path)
@@ -109,7 +113,7 @@ def load_file(path: str | Path, mmap: bool = False) -> dict:
     """Read a checkpoint without running code from it (but see ``--trust-checkpoint`` of the tools).
 
     Args:
-        path: A file written by ``torch.save``, or its URL.
+        path: A file written by ``torch.save`` or safetensors, a folder with one, or a URL.
         mmap: Leave the tensors in the file until they are used; for those who only look at names and shapes.
 
     Returns:
@@ -120,6 +124,8 @@ def load_file(path: str | Path, mmap: bool = False) -> dict:
         ValueError: If the file is not a checkpoint, or holds something that only running code could restore.
     """
     path = local_file(path)
+    if path.suffix == '.safetensors':
+        return _load_safetensors(path)
     allowed = torch.serialization.get_safe_globals()
     try:
         with torch.serialization.safe_globals(safe_globals()):
@@ -137,6 +143,18 @@ def load_file(path: str | Path, mmap: bool = False) -> dict:
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint
+
+
+def _load_safetensors(path: Path) -> dict:
+    """The tensors of a safetensors file, and with them its metadata under ``meta``."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, 'pt') as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            return dict(state_dict=state, meta=dict(file.metadata() or {}))
+    except SafetensorError as error:
+        raise ValueError(f'{path} is no safetensors file: {error}') from error
 
 
 def config_of(checkpoint: dict) -> Config:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .checkpoint import load_file
+from .huggingface import from_huggingface, is_huggingface
 from .official import is_official, to_project
 from .timm import from_timm, is_timm
 
@@ -59,8 +60,9 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     """The encoder's weights in a checkpoint, in this project's names.
 
     Args:
-        path: A checkpoint of this project or mmpretrain, of the authors, or with timm's names (MAE's authors, timm),
-            recognised by its keys; or its URL.
+        path: A checkpoint of this project or mmpretrain, of the authors, or with the names of timm (MAE's authors, DINO's)
+            or transformers (ViT, ViTMAE), recognized by its keys; a file of torch or safetensors, a folder of
+            transformers, or a URL.
         prefix: Of the encoder's keys: ``'backbone.'`` for the student, ``'teacher.'`` for the momentum encoder, ``''``
             for a file of the encoder alone. By default ``'backbone.'`` where there is such a key, else ``''``.
 
@@ -77,6 +79,8 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
     if is_timm(state):
         state = from_timm(state)
+    elif is_huggingface(state):
+        state = from_huggingface(state)
     if prefix is None:
         prefix = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
     found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

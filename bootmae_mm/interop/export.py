@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from bootmae_mm.version import __version__
 from .checkpoint import config_of, load_file
 from .encoder import encoder_state, load_encoder
 from .huggingface import huggingface_config, huggingface_preprocessor, to_huggingface
+from .preprocessing import Preprocessing
 from .timm import timm_config, to_timm
 
 TARGETS = ('timm', 'hf', 'mmpretrain', 'onnx')
@@ -56,7 +58,9 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
     return encoder
 
 
-def export(encoder: BootMAEViT, target: str, out: str | Path, source: str) -> Path:
+def export(
+    encoder: BootMAEViT, target: str, out: str | Path, source: str, preprocessing: Preprocessing
+) -> Path:
     """Write an encoder.
 
     Args:
@@ -64,6 +68,7 @@ def export(encoder: BootMAEViT, target: str, out: str | Path, source: str) -> Pa
         target: One of :data:`TARGETS`.
         out: Folder to write to, made if missing.
         source: Where the weights come from, kept as metadata.
+        preprocessing: How the run prepared its images; see :func:`read_preprocessing`.
 
     Returns:
         What to load: the folder for timm and hf, the file for mmpretrain and onnx.
@@ -86,13 +91,14 @@ def export(encoder: BootMAEViT, target: str, out: str | Path, source: str) -> Pa
     out.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
     metadata = dict(format='pt', source=source, bootmae_mm=__version__)
+    metadata['preprocessing'] = json.dumps(asdict(preprocessing))
     if target == 'timm':
-        config = timm_config(encoder.arch_settings, encoder.img_size, encoder.patch_size, channels, pooled)
+        config = timm_config(encoder.arch_settings, encoder.img_size, encoder.patch_size, preprocessing, channels, pooled)
         _write_folder(out, to_timm(state), metadata, {'config.json': config})
         return out
     if target == 'hf':
         config = huggingface_config(encoder.arch_settings, encoder.img_size, encoder.patch_size, channels, eps)
-        preprocessor = huggingface_preprocessor(encoder.img_size, channels)
+        preprocessor = huggingface_preprocessor(encoder.img_size, preprocessing)
         _write_folder(
             out, to_huggingface(state), metadata, {'config.json': config, 'preprocessor_config.json': preprocessor}
         )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .official import rename
+from .preprocessing import INTERPOLATIONS, Preprocessing
+
+ANCHOR = 'embeddings.patch_embeddings.projection'
 
 # In the names of the checkpoints on the hub, which every version of transformers reads.
 TABLE = (
@@ -65,16 +69,38 @@ def huggingface_config(
     )
 
 
-def huggingface_preprocessor(img_size: tuple[int, int], channels: int = 3) -> dict[str, Any]:
-    """The content of ``preprocessor_config.json``: bicubic resizing, mean = std = 0.5."""
+def huggingface_preprocessor(img_size: tuple[int, int], preprocessing: Preprocessing) -> dict[str, Any]:
+    """The content of ``preprocessor_config.json``."""
     return dict(
         image_processor_type='ViTImageProcessor',
         do_resize=True,
         size=dict(height=img_size[0], width=img_size[1]),
-        resample=3,
+        resample=INTERPOLATIONS[preprocessing.interpolation],
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=[0.5] * channels,
-        image_std=[0.5] * channels,
+        image_mean=list(preprocessing.mean),
+        image_std=list(preprocessing.std),
     )
+
+
+def is_huggingface(state: dict) -> bool:
+    """Whether a state dict holds a ViT or ViTMAE in transformers' names, with or without a prefix."""
+    return any(name.endswith(f'{ANCHOR}.weight') for name in state)
+
+
+def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename to this project's names, and join q, k and v; heads, a pooler and MAE's decoder keep their own names."""
+    anchor = next(name for name in state if name.endswith(f'{ANCHOR}.weight'))
+    prefix = anchor.removesuffix(f'{ANCHOR}.weight')  # such as 'vit.'
+    back = tuple((theirs.replace('@', 'query'), ours) for ours, theirs in TABLE)
+    result = {}
+    for name, value in state.items():
+        inner = name.removeprefix(prefix) if name.startswith(prefix) else name
+        target = rename(inner, back)
+        if target is not None and '.attention.query.' in inner:
+            parts = [state[prefix + inner.replace('query', part)] for part in ('query', 'key', 'value')]
+            result[target] = torch.cat(parts)
+        elif not ('.attention.key.' in inner or '.attention.value.' in inner):
+            result[target or name] = value
+    return result

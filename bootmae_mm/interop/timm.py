@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .official import ENCODER, rename
+from .preprocessing import Preprocessing
 
 # timm has one bias for q, k and v, as here; the authors of BootMAE have two of the three.
 TABLE = (
@@ -43,7 +44,12 @@ def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def timm_config(
-    arch: dict, img_size: tuple[int, int], patch_size: int, channels: int = 3, pooled: bool = False
+    arch: dict,
+    img_size: tuple[int, int],
+    patch_size: int,
+    preprocessing: Preprocessing,
+    channels: int = 3,
+    pooled: bool = False,
 ) -> dict[str, Any]:
     """The content of ``config.json`` for ``timm.create_model('local-dir:FOLDER')``.
 
@@ -51,7 +57,8 @@ def timm_config(
         arch: The backbone's ``arch_settings``.
         img_size: Height and width in pixels.
         patch_size: Edge of a patch in pixels.
-        channels: Of an image.
+        preprocessing: How the run prepared its images.
+        channels: Channels of an image.
         pooled: Whether the norm comes after the mean of the patch tokens, instead of before.
     """
     return dict(
@@ -72,10 +79,10 @@ def timm_config(
         ),
         pretrained_cfg=dict(
             input_size=[channels, *img_size],
-            interpolation='bicubic',
-            crop_pct=0.875,
-            mean=[0.5] * channels,
-            std=[0.5] * channels,
+            interpolation=preprocessing.interpolation,
+            crop_pct=preprocessing.crop_pct,
+            mean=list(preprocessing.mean),
+            std=list(preprocessing.std),
             num_classes=0,
         ),
     )

@@ -240,3 +240,40 @@ def test_a_checkpoint_behind_a_url(pretrained, tmp_path, monkeypatch):
             encoder_state(url.replace(path.name, 'none.pth'))
         server.shutdown()
     assert encoder_state(url)  # from the cache
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['ViTModel', 'ViTMAEModel', 'ViTMAEForPreTraining', 'ViTForImageClassification'])
+def test_checkpoints_of_transformers(tmp_path, kind):
+    """A folder, or the safetensors file in it; features are those of transformers on the same weights."""
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ViTMAEConfig if 'MAE' in kind else transformers.ViTConfig
+    options = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48, image_size=32)
+    options |= dict(patch_size=8, layer_norm_eps=1e-6, qkv_bias=True)
+    if 'MAE' in kind:
+        options |= dict(decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
+        options |= dict(decoder_intermediate_size=16, mask_ratio=0.0)
+    theirs = getattr(transformers, kind)(config(**options)).eval()
+    for parameter in theirs.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.2)
+    theirs.save_pretrained(tmp_path / 'theirs')
+    images = torch.randn(2, 3, 32, 32)
+    inner = getattr(theirs, 'vit', theirs)
+    if 'MAE' in kind:  # which shuffles the patches: its blocks and norm on tokens in order
+        embedded = inner.embeddings.patch_embeddings(images) + inner.embeddings.position_embeddings[:, 1:]
+        first = inner.embeddings.cls_token + inner.embeddings.position_embeddings[:, :1]
+        tokens = torch.cat([first.expand(2, -1, -1), embedded], dim=1)
+        wanted = inner.layernorm(inner.encoder(tokens)[0])
+    else:
+        wanted = inner(images).last_hidden_state
+    for path in (tmp_path / 'theirs', tmp_path / 'theirs/model.safetensors'):
+        encoder = vit(init_cfg=dict(type='Pretrained', checkpoint=str(path)), out_type='raw')
+        encoder.eval()
+        found = encoder(images)[0]
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_a_safetensors_file_that_is_none(tmp_path):
+    (tmp_path / 'x.safetensors').write_bytes(b'nothing')
+    with pytest.raises(ValueError, match='x.safetensors is no safetensors file'):
+        encoder_state(tmp_path / 'x.safetensors')

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from bootmae_mm.interop.export import export, read_encoder
+from bootmae_mm.interop.preprocessing import Preprocessing, read_preprocessing
 from bootmae_mm.models import BootMAEViT
 from tests.conftest import TINY_ARCH, build, tiny_config
 from tests.interop.test_official import SIZES, official_checkpoint
 
+PAPER = Preprocessing()
 SQUARE = dict(type='bootmae_mm.BootMAEViT', arch=dict(TINY_ARCH), img_size=32, patch_size=8)
 
 
@@ -39,7 +42,7 @@ def close(found, wanted, share=1e-5):
 @torch.no_grad()
 def test_timm(encoder, tmp_path):
     timm = pytest.importorskip('timm')
-    folder = export(encoder, 'timm', tmp_path / 'timm', source='epoch_1.pth')
+    folder = export(encoder, 'timm', tmp_path / 'timm', source='epoch_1.pth', preprocessing=PAPER)
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
     close(model.forward_features(images), encoder(images)[0])
@@ -59,7 +62,7 @@ def test_timm_image_that_is_not_square(tmp_path):
     timm = pytest.importorskip('timm')
     save(tmp_path / 'x.pth', dict(SQUARE, img_size=(32, 48)))
     encoder = read_encoder(tmp_path / 'x.pth', prefix='teacher.')
-    model = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "x")}', pretrained=True).eval()
+    model = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "x", preprocessing=PAPER)}', pretrained=True).eval()
     images = torch.randn(1, 3, 32, 48)
     close(model.forward_features(images), encoder(images)[0])
 
@@ -67,7 +70,7 @@ def test_timm_image_that_is_not_square(tmp_path):
 @torch.no_grad()
 def test_huggingface(encoder, tmp_path):
     transformers = pytest.importorskip('transformers')
-    folder = export(encoder, 'hf', tmp_path / 'hf', source='epoch_1.pth')
+    folder = export(encoder, 'hf', tmp_path / 'hf', source='epoch_1.pth', preprocessing=PAPER)
     model, info = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
     assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys']
     images = torch.randn(2, 3, 32, 32)
@@ -83,7 +86,7 @@ def test_huggingface(encoder, tmp_path):
 def test_mmpretrain(encoder, tmp_path):
     from mmpretrain.models import VisionTransformer
 
-    file = export(encoder, 'mmpretrain', tmp_path / 'mm', source='epoch_1.pth')
+    file = export(encoder, 'mmpretrain', tmp_path / 'mm', source='epoch_1.pth', preprocessing=PAPER)
     model = VisionTransformer(
         arch=dict(TINY_ARCH),
         img_size=32,
@@ -102,7 +105,7 @@ def test_mmpretrain(encoder, tmp_path):
 def test_onnx_with_any_batch(encoder, tmp_path):
     onnx = pytest.importorskip('onnx')
     runtime = pytest.importorskip('onnxruntime')
-    file = export(encoder, 'onnx', tmp_path / 'onnx', source='epoch_1.pth')
+    file = export(encoder, 'onnx', tmp_path / 'onnx', source='epoch_1.pth', preprocessing=PAPER)
     session = runtime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     for batch in (1, 3):
         images = torch.randn(batch, 3, 32, 32)
@@ -129,12 +132,12 @@ def test_an_encoder_fine_tuned_for_classification(tmp_path):
     wanted = model(images)[0]
     encoder = read_encoder(tmp_path / 'ft.pth')
     close(encoder(images)[0], wanted)
-    theirs = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "ft.pth")}', pretrained=True)
+    theirs = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "ft.pth", preprocessing=PAPER)}', pretrained=True)
     close(theirs.eval()(images), wanted)
-    session = runtime.InferenceSession(str(export(encoder, 'onnx', tmp_path / 'o', 'ft.pth')))
+    session = runtime.InferenceSession(str(export(encoder, 'onnx', tmp_path / 'o', 'ft.pth', preprocessing=PAPER)))
     close(torch.from_numpy(session.run(['features'], dict(images=images.numpy()))[0]), wanted, share=1e-4)
     with pytest.raises(ValueError, match='ViTModel has its norm before the mean.*--to timm'):
-        export(encoder, 'hf', tmp_path / 'h', 'ft.pth')
+        export(encoder, 'hf', tmp_path / 'h', 'ft.pth', preprocessing=PAPER)
 
 
 @torch.no_grad()
@@ -144,12 +147,14 @@ def test_another_epsilon_and_grey_images(tmp_path):
     config['data_preprocessor'] = dict(type='bootmae_mm.BootMAEDataPreprocessor', mean=[127.5], std=[127.5])
     torch.save(dict(state_dict=build(config).state_dict(), meta=dict(cfg=f'model = {config!r}\n')), tmp_path / 'x.pth')
     encoder = read_encoder(tmp_path / 'x.pth')
-    folder = export(encoder, 'hf', tmp_path / 'hf', source='x.pth')
+    preprocessing = read_preprocessing(tmp_path / 'x.pth', channels=1)
+    assert preprocessing.mean == preprocessing.std == (0.5,)
+    folder = export(encoder, 'hf', tmp_path / 'hf', 'x.pth', preprocessing)
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     images = torch.randn(2, 1, 32, 32)
     close(model(images).last_hidden_state, encoder(images)[0])
     with pytest.raises(ValueError, match='eps of 1e-6, those of this encoder 0.01'):
-        export(encoder, 'timm', tmp_path / 't', 'x.pth')
+        export(encoder, 'timm', tmp_path / 't', 'x.pth', preprocessing=PAPER)
 
 
 def test_a_url_is_exported_to_the_folder_one_is_in(tmp_path, monkeypatch, run_tool):
@@ -187,4 +192,73 @@ def test_what_cannot_be_exported(tmp_path, run_tool):
     status, _, message = run_tool('export.py', tmp_path / 'none.pth', '--to', 'timm')
     assert status == 1 and 'no checkpoint' in message
     with pytest.raises(ValueError, match='unknown target'):
-        export(None, 'jax', tmp_path, '')
+        export(None, 'jax', tmp_path, '', PAPER)
+
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """A run with statistics of its own and bilinear resizing, and a picture file."""
+    config = tiny_config(backbone=dict(SQUARE))
+    config['data_preprocessor'] = dict(type='bootmae_mm.BootMAEDataPreprocessor', mean=list(MEAN), std=list(STD))
+    pipeline = [
+        dict(type='ResizeEdge', scale=40, edge='short', backend='pillow', interpolation='bilinear'),
+        dict(type='CenterCrop', crop_size=32),
+    ]
+    text = f'model = {config!r}\ntest_dataloader = dict(dataset=dict(pipeline={pipeline!r}))\n'
+    torch.save(dict(state_dict=build(config).state_dict(), meta=dict(cfg=text)), tmp_path / 'run.pth')
+    pixels = np.random.RandomState(0).randint(0, 255, (8, 10, 3)).astype(np.uint8)
+    Image.fromarray(pixels).resize((70, 56), Image.Resampling.BICUBIC).save(tmp_path / 'photo.png')
+    return tmp_path / 'photo.png'
+
+
+def own_features(folder, picture):
+    """What the run's encoder makes of pixels that are prepared by hand."""
+    pixels = (np.asarray(picture, dtype=np.float32) - np.float32(MEAN)) / np.float32(STD)
+    return read_encoder(folder / 'run.pth')(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+
+
+@torch.no_grad()
+def test_timm_from_a_picture_file_to_features(tmp_path, photograph, run_tool):
+    timm = pytest.importorskip('timm')
+    status, _, message = run_tool('export.py', tmp_path / 'run.pth', '--to', 'timm', '--out', tmp_path / 'timm')
+    assert status == 0, message
+    model = timm.create_model(f'local-dir:{tmp_path / "timm"}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    picture = Image.open(photograph)
+    found = model.forward_features(transform(picture)[None])
+    resized = picture.resize((50, 40), Image.Resampling.BILINEAR).crop((9, 4, 41, 36))
+    close(found, own_features(tmp_path, resized), share=1e-4)
+
+
+@torch.no_grad()
+def test_huggingface_from_a_picture_file_to_features(tmp_path, photograph, run_tool):
+    transformers = pytest.importorskip('transformers')
+    status, _, message = run_tool('export.py', tmp_path / 'run.pth', '--to', 'hf', '--out', tmp_path / 'hf')
+    assert status == 0, message
+    model = transformers.ViTModel.from_pretrained(tmp_path / 'hf', add_pooling_layer=False).eval()
+    processor = transformers.ViTImageProcessor.from_pretrained(tmp_path / 'hf')
+    picture = Image.open(photograph)
+    found = model(**processor(picture, return_tensors='pt')).last_hidden_state
+    close(found, own_features(tmp_path, picture.resize((32, 32), Image.Resampling.BILINEAR)), share=1e-4)
+
+
+@pytest.mark.parametrize('target', ['mmpretrain', 'onnx'])
+def test_statistics_in_the_metadata(tmp_path, photograph, run_tool, target):
+    status, _, message = run_tool('export.py', tmp_path / 'run.pth', '--to', target, '--out', tmp_path / 'out')
+    assert status == 0, message
+    if target == 'onnx':
+        onnx = pytest.importorskip('onnx')
+        metadata = {item.key: item.value for item in onnx.load(tmp_path / 'out/encoder.onnx').metadata_props}
+    else:
+        metadata = torch.load(tmp_path / 'out/mmpretrain.pth', weights_only=True)['meta']
+    found = json.loads(metadata['preprocessing'])
+    assert found['mean'] == pytest.approx([value / 255 for value in MEAN])
+    assert found['interpolation'] == 'bilinear' and found['crop_pct'] == 0.8
+
+
+def test_statistics_of_other_channels(tmp_path, photograph):
+    with pytest.raises(ValueError, match='data_preprocessor.mean has 3 values, the encoder 4 channels'):
+        read_preprocessing(tmp_path / 'run.pth', channels=4)

@@ -2,9 +2,11 @@ import pytest
 import torch
 from mmengine import Config
 from mmengine.runner import Runner
+from safetensors.torch import save_file
 
 from bootmae_mm.engine.checks import check_checkpoint, check_loader, check_same_classes
 from bootmae_mm.engine.launch import cause_of, finish, launched_rank, prepare, read_config, use_amp
+from bootmae_mm.interop.timm import to_timm
 from tests.conftest import ROOT, run_config
 
 
@@ -145,3 +147,34 @@ def test_a_cause_is_found_behind_the_error_that_it_was_turned_into():
         except RuntimeError:
             raise SyntaxError('Failed to format the config file')  # noqa: B904
     assert 'signal: Killed' in cause_of(error.value)
+
+
+def test_load_from_of_an_encoder_names_the_way_that_works(tmp_path, image_folder, run_tool):
+    """timm's names here; what the message says to do trains."""
+    config = run_config(tmp_path / 'config.py', image_folder, epochs=1)
+    runner = runner_of(config, tmp_path)
+    runner.model.init_weights()
+    runner.model.backbone.layers[0].ln1.bias.data.fill_(0.25)
+    torch.save(dict(model=to_timm(runner.model.backbone.state_dict())), tmp_path / 'mae.pth')
+    status, _, message = run_tool(
+        'train.py', config, '--work-dir', tmp_path / 'one', '--cfg-options', f'load_from={tmp_path / "mae.pth"}'
+    )
+    assert status == 1 and 'holds an encoder, not the whole model that load_from is for' in message
+    options = message.split('--cfg-options ')[1].split()
+    status, _, message = run_tool('train.py', config, '--work-dir', tmp_path / 'two', '--cfg-options', *options)
+    assert status == 0, message
+    state = torch.load(tmp_path / 'two/epoch_1.pth', weights_only=False)['state_dict']
+    for part in ('backbone', 'teacher'):
+        assert state[f'{part}.layers.0.ln1.bias'].mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_load_from_a_whole_model_in_safetensors(tmp_path, image_folder, run_tool):
+    config = run_config(tmp_path / 'config.py', image_folder, epochs=1)
+    state = runner_of(config, tmp_path).model.state_dict()
+    state['backbone.layers.0.ln1.bias'] = torch.full((24,), 0.25)
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / 'whole.safetensors')
+    options = f'load_from={tmp_path / "whole.safetensors"}'
+    status, _, message = run_tool('train.py', config, '--work-dir', tmp_path / 'work', '--cfg-options', options)
+    assert status == 0, message
+    trained = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)['state_dict']
+    assert trained['teacher.layers.0.ln1.bias'].mean() == pytest.approx(0.25, abs=0.02)
