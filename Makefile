@@ -55,7 +55,7 @@ lock: install  ## resolve the lock files anew from requirements/*.in
 	    requirements/$$name.in -o requirements/$$name.lock || exit 1; done
 
 parity: install  ## compare with the numbers of the authors' program
-	@$(BIN)/python tools/check_parity.py tests/reference/tiny_a
+	@for name in tiny_a tiny_b; do $(BIN)/python tools/check_parity.py tests/reference/$$name || exit 1; done
 
 clean:  ## remove the environments and what runs left behind
 	rm -rf $(ENV) $(ENV)-upstream work_dirs build dist *.egg-info

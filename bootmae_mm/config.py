@@ -179,10 +179,13 @@ def _split(text: str) -> list[str]:
 
 
 def _parsed(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    return {
-        key: parse_value(value, value_at(cfg, key)) if isinstance(value, Unparsed) else value
-        for key, value in options.items()
-    }
+    parsed = {}
+    for key, value in options.items():
+        current = value_at(cfg, key)
+        parsed[key] = parse_value(value, current) if isinstance(value, Unparsed) else value
+        if isinstance(parsed[key], dict) and current is not None and not isinstance(current, dict):
+            parsed[key] = {'_delete_': True, **parsed[key]}  # else mmengine would refuse the change of type
+    return parsed
 
 
 def value_at(node: Any, key: str) -> Any:

@@ -70,9 +70,10 @@ def shrink_sizes(node):
 
 def tiny(name: str, data_root: Path, work_dir: Path, checkpoint: Path | None = None, **options):
     """A downstream config with a model that is 24 wide, small pictures, and few iterations."""
-    cfg = read_config(
-        str(ROOT / f'configs/{name}.py'), {'data_root': str(data_root), **options}, work_dir=str(work_dir)
-    )
+    short = {'seg': {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': 4}}
+    epochs = {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1} if 'knn' not in name else {}
+    options = {'data_root': str(data_root), **short.get(name.split('/')[0], epochs), **options}
+    cfg = read_config(str(ROOT / f'configs/{name}.py'), options, work_dir=str(work_dir))
     backbone = cfg.model.backbone
     depth = 24 if backbone.arch == 'l' else 12
     old, new = (1024 if backbone.arch == 'l' else 768), 24
@@ -106,8 +107,6 @@ def tiny(name: str, data_root: Path, work_dir: Path, checkpoint: Path | None = N
             shrink(cfg.model[part], dict(channels=8))
         cfg.model.data_preprocessor.size = (64, 64)
         cfg.model.test_cfg.crop_size, cfg.model.test_cfg.stride = (64, 64), (43, 43)
-        cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = 2
-        cfg.default_hooks.checkpoint.interval = 2
     if task == 'det':
         widths = dict(out_channels=16, feat_channels=16, conv_out_channels=16, fc_out_channels=16, num_convs=1)
         for part in ('neck', 'rpn_head', 'roi_head'):
@@ -119,8 +118,6 @@ def tiny(name: str, data_root: Path, work_dir: Path, checkpoint: Path | None = N
         for part in ('neck', 'head'):
             shrink(cfg.model.get(part) or {}, {})
         cfg.model.head.num_classes = cfg.model.data_preprocessor.num_classes = 10
-    if 'max_epochs' in cfg.get('train_cfg', {}):
-        cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = 1
     for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg[part]
         loader.batch_size, loader.num_workers, loader.persistent_workers = 2, 0, False

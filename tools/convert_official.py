@@ -8,6 +8,7 @@ Examples:
     python tools/convert_official.py checkpoint-799.pth bootmae_vitb.pth
     python tools/convert_official.py bootmae_vitb.pth checkpoint-799.pth --to official
     python tools/convert_official.py BootMAE_Base_800_UperNet.pth upernet.pth    (for configs/seg)
+    python tools/convert_official.py BootMAE_Base_800_FT.pth classifier.pth      (for configs/cls, see tools/test.py)
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ def main() -> None:
     parser.add_argument('source', help='checkpoint to read')
     parser.add_argument('target', help='checkpoint to write')
     parser.add_argument('--to', choices=['project', 'official'], default='project', help='direction')
+    parser.add_argument(
+        '--weights',
+        choices=['model_ema', 'model', 'module'],
+        help='of a classifier: which of its weights to take (default: the first of these that is there)',
+    )
     parser.add_argument('--quiet', action='store_true', help='do not list where each key went')
     args = parse_args(parser)
 
     import torch
 
     from bootmae_mm.interop.checkpoint import load_file
+    from bootmae_mm.interop.classification import classification_to_project, is_official_classification
     from bootmae_mm.interop.official import to_official, to_project
     from bootmae_mm.interop.segmentation import is_official_segmentation, segmentation_to_project
 
@@ -41,7 +48,10 @@ def main() -> None:
             convert = to_official
         else:
             convert = segmentation_to_project if is_official_segmentation(checkpoint) else to_project
-        conversion = convert(checkpoint)
+        if args.to == 'project' and is_official_classification(checkpoint):
+            conversion = classification_to_project(checkpoint, args.weights)
+        else:
+            conversion = convert(checkpoint)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     target = Path(args.target)
@@ -53,7 +63,8 @@ def main() -> None:
         width = max(len(source) for source, _ in conversion.moves)
         for source, place in conversion.moves:
             print(f'{source:{width}} -> {place}')
-    print(f'{len(conversion.moves)} keys of {args.source} -> {target}')
+    weights = conversion.checkpoint.get('meta', {}).get('weights')
+    print(f'{len(conversion.moves)} keys{f" ({weights})" if weights else ""} of {args.source} -> {target}')
 
 
 if __name__ == '__main__':

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
+from mmpretrain.datasets.transforms import RandomErasing as MMPretrainRandomErasing
 from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandomResizedCrop
 from torch.utils.data import default_collate
 
 from bootmae_mm.registry import FUNCTIONS, TRANSFORMS
-from bootmae_mm.values import integer, number
+from bootmae_mm.values import check_bool, integer, number
 
 from ..models.tokens import to_pair
 from .decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, ValueRangeError, decode
@@ -147,6 +148,9 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
         backend: ``'torch'``: bicubic with antialiasing, less than 0.02 of 255 from Pillow on average. ``'pillow'`` and
             ``'cv2'``: as mmpretrain's (OpenCV does not antialias).
         interpolation: Of the other backends; ``'torch'`` has ``'bicubic'`` and ``'bilinear'``.
+        retry: Draw area and aspect again where the crop does not fit, up to ``max_attempts`` times, as torchvision
+            does. False: draw once and cut the crop to the image, as MAE's linear probe (``mae_util/crop.py`` of the
+            authors): larger crops of images that are not square.
         **kwargs: As for mmpretrain's: ``crop_ratio_range``, ``aspect_ratio_range``, ``max_attempts``.
 
     Raises:
@@ -158,8 +162,10 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
         scale: int | tuple[int, int],
         backend: str = 'torch',
         interpolation: str = 'bicubic',
+        retry: bool = True,
         **kwargs: Any,
     ) -> None:
+        self.retry = check_bool(retry, 'retry')
         if backend not in ('torch', 'pillow', 'cv2'):
             raise ValueError(f"backend must be 'torch', 'pillow' or 'cv2', but is {backend!r}")
         if backend == 'torch' and interpolation not in ('bicubic', 'bilinear'):
@@ -173,6 +179,18 @@ class RandomResizedCrop(MMPretrainRandomResizedCrop):
                 raise ValueError(f'{name} must be (least, most), but is {values!r}')
         integer(kwargs.get('max_attempts', 10), 'max_attempts', 1, 1000)
         super().__init__(scale=size, backend=backend, interpolation=interpolation, **kwargs)
+
+    def rand_crop_params(self, img: np.ndarray) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a crop."""
+        if self.retry:
+            return super().rand_crop_params(img)
+        rows, columns = img.shape[:2]
+        area = rows * columns * np.random.uniform(*self.crop_ratio_range)
+        aspect = np.exp(np.random.uniform(*np.log(self.aspect_ratio_range)))
+        width = min(max(1, round(float(np.sqrt(area * aspect)))), columns)
+        height = min(max(1, round(float(np.sqrt(area / aspect)))), rows)
+        top, left = np.random.randint(0, rows - height + 1), np.random.randint(0, columns - width + 1)
+        return int(top), int(left), height, width
 
     def transform(self, results: dict) -> dict:
         """Crop and resize ``img``."""
@@ -199,6 +217,37 @@ def resize(img: np.ndarray, size: tuple[int, int], interpolation: str = 'bicubic
     # otherwise it moves every pixel twice.
     image = torch.from_numpy(img)[None].permute(0, 3, 1, 2)
     return F.interpolate(image, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+@TRANSFORMS.register_module()
+class RandomErasing(MMPretrainRandomErasing):
+    """mmpretrain's ``RandomErasing``, filled as the authors do (timm's ``pixel`` mode after normalization).
+
+    Noise of N(mean, std) on the scale 0..255, and so of N(0, 1) once the image is normalized, is not cut off: the image
+    becomes float32. (mmpretrain's own fills uint8, in which a third of such noise lies outside 0..255.)
+
+    Args:
+        mean: Mean of each channel of the data_preprocessor.
+        std: Standard deviation of each channel.
+        **kwargs: As for mmpretrain's: ``erase_prob``, ``min_area_ratio``, ``max_area_ratio``, ``aspect_range``.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(mode='rand', fill_color=tuple(mean), fill_std=tuple(std), **kwargs)
+
+    def transform(self, results: dict) -> dict:
+        """Erase a rectangle of ``img``, with the probability ``erase_prob``."""
+        results['img'] = results['img'].astype(np.float32)  # all images of a batch, erased or not, in one type
+        return super().transform(results)
+
+    def _fill_pixels(self, img: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
+        img[top : top + h, left : left + w] = np.random.normal(self.fill_color, self.fill_std, (h, w, img.shape[2]))
+        return img
 
 
 @TRANSFORMS.register_module()

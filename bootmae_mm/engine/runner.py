@@ -127,6 +127,11 @@ class Runner(MMEngineRunner):
                 )
             scheduler['end'] = min(scheduler['end'], end)
             scheduler['begin'] = min(scheduler.get('begin', 0), scheduler['end'] - 1)
+        unit = length if scheduler.get('convert_to_iter_based') else 1
+        if int(scheduler['end'] * unit) - int(scheduler.get('begin', 0) * unit) < 2:
+            # mmengine multiplies by the factor in the first step, and takes it back in the last: the same one here.
+            for key in {'LinearLR': ('start_factor',), 'ConstantLR': ('factor',)}.get(scheduler['type'], ()):
+                scheduler[key] = scheduler.get('end_factor', 1.0)
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         """mmengine's, but the lr at the end of a schedule (``eta_min_ratio``) stays what it is, as the authors'."""

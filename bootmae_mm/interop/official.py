@@ -81,7 +81,7 @@ class Conversion:
 
 def is_official(checkpoint: dict) -> bool:
     """Whether a checkpoint is a pretraining checkpoint of the authors."""
-    return 'blocks.0.attn.q_bias' in checkpoint.get('model', {})
+    return {'blocks.0.attn.q_bias', 'down.weight'} <= set(checkpoint.get('model', {}))
 
 
 def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:

@@ -87,7 +87,8 @@ class Parity:
     def build(self) -> nn.Module:
         """The model of the reference, its initial weights converted from the authors' names."""
         config = self.reference['config']
-        pixel_block, feature_block = config['context_layers'][0], config['context_layers'][-1]
+        pixel_block, feature_block = min(config['context_layers']), max(config['context_layers'])
+        decoder = dict(depth=config['decoder_depth'], mlp_ratio=config['mlp_ratio'], eps=config['layernorm_eps'])
         model = MODELS.build(
             dict(
                 type='bootmae_mm.BootMAE',
@@ -105,8 +106,8 @@ class Parity:
                 ),
                 neck=dict(
                     type='bootmae_mm.BootMAENeck',
-                    pixel=dict(width=config['decoder_dims'], depth=config['decoder_depth'], context_block=pixel_block),
-                    feature=dict(depth=config['decoder_depth'], context_block=feature_block),
+                    pixel=dict(width=config['decoder_dims'], context_block=pixel_block, **decoder),
+                    feature=dict(context_block=feature_block, **decoder),
                 ),
                 pixel_head=dict(type='bootmae_mm.BootMAEPixelHead'),
                 feature_head=dict(type='bootmae_mm.BootMAEFeatureHead'),

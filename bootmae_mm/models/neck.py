@@ -144,9 +144,10 @@ class BootMAENeck(BaseModule):
 
     Args:
         pixel: Options of the pixel regressor, or None to leave it out: ``width`` (512), ``depth`` (2),
-            ``context_block`` (0, the shallow one), ``num_heads`` (the encoder's), ``mlp_ratio`` (4).
+            ``context_block`` (0, the shallow one), ``num_heads`` (the encoder's), ``mlp_ratio`` (4), ``eps`` of the
+            norms (1e-6).
         feature: Options of the feature predictor, or None to leave it out: ``width`` (the encoder's), ``depth`` (2),
-            ``context_block`` (-1, the last block), ``num_heads``, ``mlp_ratio``.
+            ``context_block`` (-1, the last block), ``num_heads``, ``mlp_ratio``, ``eps``.
             ``context_block=None`` switches the injection of a decoder off.
         with_cp: Save memory by computing activations again in the backward pass (activation checkpointing), as that of
             the backbone does for the student.
@@ -160,8 +161,8 @@ class BootMAENeck(BaseModule):
     """
 
     DEFAULTS = dict(
-        pixel=dict(width=512, depth=2, context_block=0, num_heads=None, mlp_ratio=4.0),
-        feature=dict(width=None, depth=2, context_block=-1, num_heads=None, mlp_ratio=4.0),
+        pixel=dict(width=512, depth=2, context_block=0, num_heads=None, mlp_ratio=4.0, eps=1e-6),
+        feature=dict(width=None, depth=2, context_block=-1, num_heads=None, mlp_ratio=4.0, eps=1e-6),
     )
 
     def __init__(
@@ -211,6 +212,7 @@ class BootMAENeck(BaseModule):
             raise ValueError(f'{name}.width {width} is not divisible by 4, as the sine-cosine position embedding needs')
         integer(options['depth'], f'{name}.depth', 1, 1000)
         integer(options['num_heads'], f'{name}.num_heads', 1, width)
+        number(options['eps'], f'{name}.eps', above=0)
         if number(options['mlp_ratio'], f'{name}.mlp_ratio', above=0, most=MOST_WIDE) * width < 1:
             raise ValueError(
                 f'{name}.mlp_ratio {options["mlp_ratio"]} leaves the MLP of a width of {width} without units'

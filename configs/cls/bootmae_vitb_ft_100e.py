@@ -10,7 +10,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
-    # m9-mstd0.5-inc1
+    # rand-m9-mstd0.5-inc1 of timm, with its fill of round(127.5) = 128.
     dict(
         type='RandAugment',
         policies='timm_increasing',
@@ -18,18 +18,10 @@ train_pipeline = [
         total_level=10,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[127, 127, 127], interpolation='bicubic'),
+        hparams=dict(pad_val=[128, 128, 128], interpolation='bicubic'),
     ),
-    # Filled with noise of the normalised images' mean and deviation.
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=[127.5, 127.5, 127.5],
-        fill_std=[127.5, 127.5, 127.5],
-    ),
+    # Filled with N(0, 1) of normalized images.
+    dict(type='bootmae_mm.RandomErasing', erase_prob=0.25, min_area_ratio=0.02, max_area_ratio=1 / 3),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

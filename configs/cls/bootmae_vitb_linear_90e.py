@@ -15,4 +15,13 @@ model = dict(
     ),
     train_cfg=None,
 )
-train_dataloader = dict(batch_size=1024)
+# The crop of MAE's linear probe, which draws once and cuts what does not fit.
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='bootmae_mm.RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic', retry=False
+    ),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(batch_size=1024, dataset=dict(pipeline=train_pipeline))

@@ -16,6 +16,7 @@ from bootmae_mm.data import (
     MaskSampling,
     PackImage,
     RandomFlip,
+    RandomErasing,
     RandomResizedCrop,
     RandomShift,
     Repeat,
@@ -355,3 +356,28 @@ def test_flips_of_mmcv_are_not_done_twice():
 def test_impossible_crops_and_flips(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_crops_without_retries():
+    """The mean area of MAE's crop at 375 x 500 pixels is 0.517 (torchvision's, with retries, 0.429 there)."""
+    img = np.zeros((375, 500, 3), np.uint8)
+
+    def mean_area(**options):
+        crop = RandomResizedCrop(224, crop_ratio_range=(0.08, 1.0), **options)
+        sizes = np.array([crop.rand_crop_params(img)[2:] for _ in range(20_000)])
+        assert (sizes <= (375, 500)).all()
+        return sizes.prod(axis=1).mean() / (375 * 500)
+
+    assert mean_area(retry=False) == pytest.approx(0.517, abs=0.005)
+    assert mean_area() == pytest.approx(0.429, abs=0.01)
+
+
+def test_erased_pixels_are_standard_normal_after_normalization():
+    erase = RandomErasing(erase_prob=1.0, min_area_ratio=0.3, max_area_ratio=1 / 3)
+    img = erase(dict(img=np.full((64, 64, 3), 10, np.uint8)))['img']
+    noise = (img[img != 10] - 127.5) / 127.5
+    assert img.dtype == np.float32 and 0.3 * 64 * 64 * 3 * 0.95 < noise.size < 64 * 64 * 3 / 3 * 1.05
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+    assert (np.abs(noise) > 1).mean() == pytest.approx(0.317, abs=0.03)  # nothing is cut off at 0 and 255
+    same = RandomErasing(erase_prob=0.0)(dict(img=np.full((8, 8, 3), 10, np.uint8)))['img']
+    assert same.dtype == np.float32 and (same == 10).all()

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from torch import nn
 
 from bootmae_mm.data import ImageFolder, RandomResizedCrop
 from bootmae_mm.data.paths import check_inside, listed_images
@@ -93,7 +94,16 @@ def test_an_accumulation_longer_than_the_run(train_cfg):
         dataset, batch_size = range(4), 2
 
     runner = SimpleNamespace(
-        train_dataloader=Loader('ab'), cfg=Config(dict(train_cfg=train_cfg, optim_wrapper=dict(accumulative_counts=7)))
+        train_dataloader=Loader('ab'),
+        model=nn.Linear(1, 1),
+        world_size=1,
+        cfg=Config(
+            dict(
+                train_dataloader=dict(dataset=dict(type='ImageFolder')),
+                train_cfg=train_cfg,
+                optim_wrapper=dict(accumulative_counts=7),
+            )
+        ),
     )
     with pytest.raises(ValueError, match='accumulative_counts 7 is more than the 6 iterations of the run'):
         check_loader(runner)
@@ -136,7 +146,9 @@ def test_backbones_that_cannot_be_pretrained(options, message):
 def test_processes_with_other_images_for_validation(other, monkeypatch):
     monkeypatch.setattr(checks, 'all_gather_object', lambda text: [text, f'{other} images'])
     loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=range(8)), evaluator=SimpleNamespace(metrics=[]))
-    runner = SimpleNamespace(val_loop=loop, train_dataloader=SimpleNamespace(dataset=range(4)))
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(type='ImageFolder'))))
+    train = SimpleNamespace(dataset=range(4))
+    runner = SimpleNamespace(_val_loop=loop, val_loop=loop, train_dataloader=train, cfg=cfg)
     if other == 8:
         check_validation(runner)
         return

@@ -121,3 +121,32 @@ def test_differences_of_configs():
     old = dict(a=dict(b=1, c=(1, 2)), work_dir='x', d=[dict(e=1)], f=None)
     new = dict(a=dict(b=2, c=[1, 2]), work_dir='y', d=[dict(e=1, g=3)])
     assert list(config_differences(old, new)) == [('a.b', 1, 2), ('d.0.g', None, 3)]
+
+
+def test_auto_scale_lr_leaves_the_end_of_the_schedule(tmp_path, image_folder):
+    """eta_min_ratio, a share of a peak that is scaled by 4, is divided by 4; an absolute eta_min stays."""
+    ratio = [
+        dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
+        dict(
+            type='CosineAnnealingLR',
+            eta_min_ratio=0.1,
+            by_epoch=True,
+            begin=1,
+            end=2,
+            convert_to_iter_based=True,
+        ),
+    ]
+    scale = {'auto_scale_lr': dict(enable=True, base_batch_size=1)}
+    for options, low in (({'param_scheduler': ratio}, 1e-4), ({}, 1e-5)):
+        runner = make_runner(tmp_path, image_folder, {**scale, **options}, batch_size=4, epochs=2)
+        runner.train()
+        cosine = runner.param_schedulers[1]
+        end = cosine.eta_min if cosine.eta_min is not None else cosine.eta_min_ratio * cosine.base_values[0]
+        assert cosine.base_values[0] == pytest.approx(4e-3) and end == pytest.approx(low)
+
+
+def test_a_warm_up_of_a_single_iteration_is_none(tmp_path, image_folder):
+    """mmengine would leave the lr at a millionth of its peak for the whole run."""
+    options = {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=4)}
+    found = rates(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=8))
+    assert found[0] == pytest.approx(1e-3) and min(found) > 1e-5

@@ -7,6 +7,7 @@ import torch
 
 from bootmae_mm.interop.parity import Parity
 from bootmae_mm.models import attention, heads
+from bootmae_mm.models.neck import TargetAwareDecoder
 from tests.conftest import ROOT
 
 REFERENCE = ROOT / 'tests/reference/tiny_a'
@@ -16,8 +17,10 @@ def failing(parity):
     return {difference.name for difference in parity.run() if not difference.passes}
 
 
-def test_everything_is_within_tolerance():
-    parity = Parity.from_files(REFERENCE)
+# tiny_b: an MLP ratio of 2.5 and an eps of 1e-3, in the encoder and in both decoders.
+@pytest.mark.parametrize('name', ['tiny_a', 'tiny_b'])
+def test_everything_is_within_tolerance(name):
+    parity = Parity.from_files(REFERENCE.with_name(name))
     differences = parity.run()
     assert [d for d in differences if not d.passes] == []
     names = {d.name.split('/')[0] for d in differences}
@@ -104,6 +107,19 @@ def test_a_missing_and_a_needless_tensor_are_found():
 def test_broken_code_is_found(monkeypatch, break_it):
     break_it(monkeypatch)
     assert failing(Parity.from_files(REFERENCE))
+
+
+@pytest.mark.parametrize('option', ['mlp_ratio', 'eps'])
+def test_an_option_that_reaches_the_encoder_only_is_found(monkeypatch, option):
+    make = TargetAwareDecoder.__init__
+    plain = dict(mlp_ratio=4.0, eps=1e-6)[option]
+    monkeypatch.setattr(TargetAwareDecoder, '__init__', lambda self, *a, **k: make(self, *a, **{**k, option: plain}))
+    parity = Parity.from_files(REFERENCE.with_name('tiny_b'))
+    if option == 'eps':
+        assert len(failing(parity)) > 100
+    else:
+        with pytest.raises(RuntimeError, match='size mismatch'):
+            parity.run()
 
 
 def test_tool(tmp_path, run_tool):

@@ -40,6 +40,12 @@ def check_schedules(runner: Runner) -> None:
                 f'{end:g} {"epochs" if scheduler.by_epoch else "iterations"}; the tools scale schedules to the run, '
                 'elsewhere set begin and end'
             )
+        lowest = getattr(scheduler, 'eta_min', None)
+        if lowest is not None and lowest > max(scheduler.base_values):
+            runner.logger.warning(
+                f'{type(scheduler).__name__} ends at eta_min={lowest:.4g}, above its peak of '
+                f'{max(scheduler.base_values):.4g}: {scheduler.param_name} will rise'
+            )
         if scheduler.end < end and type(scheduler).__name__.startswith(('Cosine', 'Poly')):
             runner.logger.warning(
                 f'{type(scheduler).__name__} ends at {scheduler.end:g} of {end:g}: the lr stays what it is from there on'

@@ -15,10 +15,10 @@ auto_scale_lr = dict(base_batch_size=2048)
 param_scheduler = [
     # From zero, all but: mmengine's recursive form divides by the start.
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
-    # Down to 1e-4 for B (1e-5 for L), as a share of the peak, so that it scales with it.
+    # Down to 1e-4 for B (1e-5 for L), whatever the batch.
     dict(
         type='CosineAnnealingLR',
-        eta_min_ratio=1e-4 / 2.4e-3,
+        eta_min=1e-4,
         by_epoch=True,
         begin=40,
         end=800,
