@@ -50,7 +50,14 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['bootmae_mm', 'bootmae_mm.*']),
     cmdclass={'build_py': BuildWithConfigs},
-    install_requires=['torch>=2.6,<2.12', 'torchvision>=0.21,<0.27', 'numpy>=2', 'matplotlib', 'safetensors', 'tensorboard'],
+    install_requires=[
+        'torch>=2.6,<2.12',
+        'torchvision>=0.21,<0.27',
+        'numpy>=2',
+        'matplotlib',
+        'safetensors',
+        'tensorboard',
+    ],
     extras_require={
         'onedl': ONEDL,
         'onedl-downstream': ONEDL + ['onedl-mmsegmentation>=1.4.2,<1.5', 'onedl-mmdetection>=3.5.1,<3.6'],

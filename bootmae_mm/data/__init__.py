@@ -5,7 +5,17 @@ from .labelled import LabelledFolder
 from .masking import MaskSampling
 from .packed import PackedImages
 from .samplers import SeededSampler
-from .transforms import LoadRGB, MapLabels, PackImage, RandomErasing, RandomFlip, RandomResizedCrop, RandomShift, Repeat, collate
+from .transforms import (
+    LoadRGB,
+    MapLabels,
+    PackImage,
+    RandomErasing,
+    RandomFlip,
+    RandomResizedCrop,
+    RandomShift,
+    Repeat,
+    collate,
+)
 
 __all__ = [
     'Digits',

@@ -48,9 +48,7 @@ class LabelledFolder(CustomDataset):
             samples, _ = get_samples(self.img_prefix, self.folder_to_idx, is_valid_file=self.is_valid_file)
             self._metainfo.setdefault('classes', tuple(classes))
         root = os.path.join(self.img_prefix, '')
-        return [
-            sample for sample in samples if not any(map(is_hidden, sample[0].removeprefix(root).split(os.sep)))
-        ]
+        return [sample for sample in samples if not any(map(is_hidden, sample[0].removeprefix(root).split(os.sep)))]
 
     def load_data_list(self) -> list[dict]:
         """Paths and labels, one dict each."""

@@ -135,7 +135,9 @@ def _range(value_range: Sequence[float] | int | None) -> tuple[float, float] | N
         return 0.0, 2.0 ** integer(value_range, 'value_range', 1, 32) - 1
     good = isinstance(value_range, Sequence) and not isinstance(value_range, str) and len(value_range) == 2
     if not good or number(value_range[0], 'value_range') >= number(value_range[1], 'value_range'):
-        raise ValueError(f'value_range must be (low, high) with low < high, or a number of bits, but is {value_range!r}')
+        raise ValueError(
+            f'value_range must be (low, high) with low < high, or a number of bits, but is {value_range!r}'
+        )
     return float(value_range[0]), float(value_range[1])
 
 

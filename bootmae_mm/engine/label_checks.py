@@ -128,7 +128,9 @@ def check_label_maps(dataset: Dataset) -> None:
                 "not: turn the pixels and drop the tag, or load with color_type='color_ignore_orientation'"
             )
         if loaded != header[0]:
-            raise ValueError(f'{image_path} has {loaded[0]}x{loaded[1]} pixels, its map {map_path} {header[0][0]}x{header[0][1]}')
+            raise ValueError(
+                f'{image_path} has {loaded[0]}x{loaded[1]} pixels, its map {map_path} {header[0][0]}x{header[0][1]}'
+            )
         if turns and orientation > 1 and size == loaded:
             ambiguous.append(image_path)
     if ambiguous:

@@ -24,9 +24,7 @@ MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sche
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def read_config(
-    path: str, options: dict | None = None, work_dir: str | None = None, launcher: str = 'none'
-) -> Config:
+def read_config(path: str, options: dict | None = None, work_dir: str | None = None, launcher: str = 'none') -> Config:
     """Read the config of a run.
 
     Args:

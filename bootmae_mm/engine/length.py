@@ -34,7 +34,9 @@ class RunLength(NamedTuple):
 def run_length(train_cfg: dict | None) -> RunLength | None:
     """The length that a ``train_cfg`` asks for; None if it names none."""
     options = train_cfg or {}
-    by_iter = options.get('by_epoch') is False or str(options.get('type', '')).endswith(('IterBasedTrainLoop', 'IterLoop'))
+    by_iter = options.get('by_epoch') is False or str(options.get('type', '')).endswith(
+        ('IterBasedTrainLoop', 'IterLoop')
+    )
     number = options.get('max_iters' if by_iter else 'max_epochs')
     if not isinstance(number, (int, float)) or isinstance(number, bool) or number <= 0:
         return None  # refused elsewhere, with its key

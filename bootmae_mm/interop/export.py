@@ -58,9 +58,7 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
     return encoder
 
 
-def export(
-    encoder: BootMAEViT, target: str, out: str | Path, source: str, preprocessing: Preprocessing
-) -> Path:
+def export(encoder: BootMAEViT, target: str, out: str | Path, source: str, preprocessing: Preprocessing) -> Path:
     """Write an encoder.
 
     Args:
@@ -93,7 +91,9 @@ def export(
     metadata = dict(format='pt', source=source, bootmae_mm=__version__)
     metadata['preprocessing'] = json.dumps(asdict(preprocessing))
     if target == 'timm':
-        config = timm_config(encoder.arch_settings, encoder.img_size, encoder.patch_size, preprocessing, channels, pooled)
+        config = timm_config(
+            encoder.arch_settings, encoder.img_size, encoder.patch_size, preprocessing, channels, pooled
+        )
         _write_folder(out, to_timm(state), metadata, {'config.json': config})
         return out
     if target == 'hf':

@@ -18,9 +18,7 @@ model = dict(
 # The crop of MAE's linear probe, which draws once and cuts what does not fit.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(
-        type='bootmae_mm.RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic', retry=False
-    ),
+    dict(type='bootmae_mm.RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic', retry=False),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs'),
 ]

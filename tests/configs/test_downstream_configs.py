@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 from mmengine import Config
-from mmengine.registry import DATASETS, HOOKS, METRICS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, VISUALIZERS, init_default_scope
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    VISUALIZERS,
+    init_default_scope,
+)
 
 from bootmae_mm.config import load_config
 from bootmae_mm.engine.checks import check_classes

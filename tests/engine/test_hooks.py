@@ -258,7 +258,9 @@ def test_a_picture_that_fails_ends_no_run(tmp_path, image_folder, monkeypatch):
 
 def test_other_channels_than_those_that_are_normalized():
     preprocessor = BootMAEDataPreprocessor()
-    with pytest.raises(ValueError, match='the images have 4 channels, but mean and std of the data_preprocessor are for 3'):
+    with pytest.raises(
+        ValueError, match='the images have 4 channels, but mean and std of the data_preprocessor are for 3'
+    ):
         preprocessor(dict(inputs=torch.zeros(2, 4, 8, 8, dtype=torch.uint8)))
 
 

@@ -99,7 +99,11 @@ def test_an_endless_sampler_is_skipped_without_loading(tmp_path, image_folder, m
 def test_an_inherited_run_by_iterations_saves_on_its_way(tmp_path, image_folder):
     """Checkpoints of every tenth epoch of a hundred: ten in a run by iterations, too; pictures likewise."""
     config = run_config(tmp_path / 'config.py', image_folder, epochs=100)
-    config.write_text(config.read_text().replace('interval=1, max_keep', 'interval=10, max_keep').replace('interval=2, n', 'interval=50, n'))
+    config.write_text(
+        config.read_text()
+        .replace('interval=1, max_keep', 'interval=10, max_keep')
+        .replace('interval=2, n', 'interval=50, n')
+    )
     options = {'train_cfg.by_epoch': False, 'train_cfg.max_iters': 20}
     cfg = read_config(str(config), options, str(tmp_path / 'work'))
     cfg.experiment_name = tmp_path.name

@@ -54,7 +54,9 @@ def official_logits(state, images, depth=3, heads=3):
         attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
         out = attention.transpose(1, 2).flatten(2)
         x = x + F.linear(out, state[f'{block}.attn.proj.weight'], state[f'{block}.attn.proj.bias'])
-        hidden = F.gelu(F.linear(norm(x, f'{block}.norm2'), state[f'{block}.mlp.fc1.weight'], state[f'{block}.mlp.fc1.bias']))
+        hidden = F.gelu(
+            F.linear(norm(x, f'{block}.norm2'), state[f'{block}.mlp.fc1.weight'], state[f'{block}.mlp.fc1.bias'])
+        )
         x = x + F.linear(hidden, state[f'{block}.mlp.fc2.weight'], state[f'{block}.mlp.fc2.bias'])
     return F.linear(norm(x[:, 1:].mean(1), 'fc_norm'), state['head.weight'], state['head.bias'])
 
@@ -95,7 +97,9 @@ def test_logits_of_every_form(tmp_path, form, run_tool):
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
-@pytest.mark.parametrize(('config', 'dims', 'depth', 'count'), [('vitb_ft_100e', 768, 12, 164), ('vitl_ft_50e', 1024, 24, 320)])
+@pytest.mark.parametrize(
+    ('config', 'dims', 'depth', 'count'), [('vitb_ft_100e', 768, 12, 164), ('vitl_ft_50e', 1024, 24, 320)]
+)
 def test_the_real_shapes(config, dims, depth, count):
     with torch.device('meta'):
         state = official_state(dims, depth, 1000, 14, 16)

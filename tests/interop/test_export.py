@@ -62,7 +62,9 @@ def test_timm_image_that_is_not_square(tmp_path):
     timm = pytest.importorskip('timm')
     save(tmp_path / 'x.pth', dict(SQUARE, img_size=(32, 48)))
     encoder = read_encoder(tmp_path / 'x.pth', prefix='teacher.')
-    model = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "x", preprocessing=PAPER)}', pretrained=True).eval()
+    model = timm.create_model(
+        f'local-dir:{export(encoder, "timm", tmp_path / "t", "x", preprocessing=PAPER)}', pretrained=True
+    ).eval()
     images = torch.randn(1, 3, 32, 48)
     close(model.forward_features(images), encoder(images)[0])
 
@@ -132,7 +134,9 @@ def test_an_encoder_fine_tuned_for_classification(tmp_path):
     wanted = model(images)[0]
     encoder = read_encoder(tmp_path / 'ft.pth')
     close(encoder(images)[0], wanted)
-    theirs = timm.create_model(f'local-dir:{export(encoder, "timm", tmp_path / "t", "ft.pth", preprocessing=PAPER)}', pretrained=True)
+    theirs = timm.create_model(
+        f'local-dir:{export(encoder, "timm", tmp_path / "t", "ft.pth", preprocessing=PAPER)}', pretrained=True
+    )
     close(theirs.eval()(images), wanted)
     session = runtime.InferenceSession(str(export(encoder, 'onnx', tmp_path / 'o', 'ft.pth', preprocessing=PAPER)))
     close(torch.from_numpy(session.run(['features'], dict(images=images.numpy()))[0]), wanted, share=1e-4)

@@ -327,7 +327,7 @@ def test_own_segmentation_data_end_to_end(train, scenes, tmp_path, name, foregro
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, foreground, 0).astype(np.uint8)).save(path)
     config = tmp_path / 'own.py'
     config.write_text(
-        f'''
+        f"""
 _base_ = '{ROOT}/configs/seg/bootmae_vitb_upernet_{name}.py'
 model = dict(
     data_preprocessor=dict(size=(48, 48)),
@@ -336,7 +336,7 @@ model = dict(
     neck=dict(embed_dim=64, rescales=[2, 1, 0.5, 0.25]),
     decode_head=dict(in_channels=[64] * 4, channels=24), auxiliary_head=dict(in_channels=64, channels=24),
     test_cfg=dict(crop_size=(48, 48), stride=(32, 32)))
-'''
+"""
     )
     pipelines = {'train': '2.scale' if name == 'folder' else '3.scale', 'val': '1.scale', 'test': '1.scale'}
     options = [f'{key}_dataloader.dataset.pipeline.{step}=(96,48)' for key, step in pipelines.items()]
