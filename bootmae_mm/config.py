@@ -22,6 +22,7 @@ OTHER_KEYS = {
     *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
     *('activation_checkpointing', 'knn', 'tta_model', 'tta_pipeline'),
 }
+BOUND = '_names_are_bound'  # attribute of a config that load_config has read
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | OTHER_KEYS
 
 
@@ -112,13 +113,24 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         for name, value in final.items():
             cfg[name] = value
     cfg.merge_from_dict({key: value for key, value in values.items() if key not in helpers})
+    object.__setattr__(cfg, BOUND, True)
     return cfg
 
 
-def unread_names(path: str | Path) -> dict[str, str]:
-    """Names at the top of a config that reach nothing when mmengine alone reads it: name -> file."""
-    file = config_files(path)
-    return {name: str(part.path) for part in file.chain() for name in part.assigned if name in _late_names(file)}
+def check_bound(cfg: Config) -> None:
+    """Refuse a config that was read without :func:`load_config` and needs it.
+
+    Raises:
+        ValueError: If a file sets a name that reaches nothing when mmengine alone reads it.
+    """
+    if cfg.__dict__.get(BOUND) or not cfg.filename or not Path(cfg.filename).is_file():
+        return
+    late = sorted(_late_names(config_files(cfg.filename)))
+    if late:
+        raise ValueError(
+            f'{cfg.filename} sets {late} anew, which mmengine alone does not pass on to what its base files made of '
+            'them; read it with bootmae_mm.config.load_config, or set the keys themselves'
+        )
 
 
 def parse_value(text: str, current: Any = None) -> Any:

@@ -1,8 +1,11 @@
 """Every name at the top of a config takes effect, or is refused."""
 
-import pytest
+import copy
 
-from bootmae_mm.config import Unparsed, load_config, parse_value
+import pytest
+from mmengine.config import Config
+
+from bootmae_mm.config import Unparsed, check_bound, load_config, parse_value
 from tests.conftest import ROOT
 
 PRETRAIN = str(ROOT / 'configs/pretrain/bootmae_vitb.py')
@@ -32,6 +35,15 @@ def test_the_same_on_the_command_line():
     assert cfg.model.decode_head.norm_cfg.type == cfg.model.neck.norm_cfg.type == 'BN'
     cfg = load_config(ROOT / 'configs/det/bootmae_vitb_mask_rcnn_1x_coco.py', {'data_root': '/my coco'})
     assert cfg.val_evaluator.ann_file == '/my coco/annotations/instances_val2017.json'
+
+
+def test_mmengine_alone_is_told_to_read_it_with_this_project(tmp_path):
+    child = tmp_path / 'child.py'
+    child.write_text(f'_base_ = {PRETRAIN!r}\nmasking = dict(ratio=0.5)\n')
+    with pytest.raises(ValueError, match=r"child.py sets \['masking'\] anew.*with bootmae_mm.config.load_config"):
+        check_bound(Config.fromfile(child))
+    check_bound(copy.deepcopy(load_config(child)))
+    check_bound(Config.fromfile(PRETRAIN))
 
 
 def test_a_name_that_the_file_uses_itself_is_left_to_it(tmp_path):

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import bootmae_mm
+from bootmae_mm.config import load_config
 from bootmae_mm.data import MaskSampling
 from tests.conftest import ROOT
 
@@ -65,7 +65,7 @@ def test_version():
 def test_example_of_the_readme_builds(tmp_path):
     example = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL).group(1)
     (tmp_path / 'heir.py').write_text(example.replace('/path/to/bootmae_mm', str(ROOT)))
-    cfg = Config.fromfile(tmp_path / 'heir.py')
+    cfg = load_config(tmp_path / 'heir.py')
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     assert model.backbone.grid_size == (14, 24) and model.backbone.embed_dims == 384

@@ -103,9 +103,8 @@ def build_runner(task: str, start: str, scenes: Path, work_dir: Path, args: argp
     cfg.model.backbone.init_cfg.checkpoint = args.checkpoint
     if start == 'from scratch':
         cfg.model.backbone.init_cfg = None
-    if args.quick:
-        if task == 'detection':
-            cfg.model.test_cfg.rcnn.score_thr = 0.0
+    if args.quick and task == 'detection':
+        cfg.model.test_cfg.rcnn.score_thr = 0.0
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
     cfg.experiment_name = f'demo_transfer_{task}_{start}_{time.time_ns()}'.replace(' ', '_')
     prepare(cfg)

@@ -173,7 +173,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image, options: Decoding) -> np.ndarray:
-    """Pixels as uint8 (H, W, channels); of several frames the first. Transparency is dropped for less than 4 channels."""
+    """Pixels as uint8 (H, W, channels); of several frames the first. Below 4 channels transparency is dropped."""
     upright = _upright(image)  # a copy, without what the file says of its values
     if image.mode.startswith('I') or image.mode == 'F':
         gray = _scaled(_deep_values(upright, image), options)[:, :, None]  # (H, W, 1)

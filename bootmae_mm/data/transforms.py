@@ -85,8 +85,8 @@ class LoadRGB(BaseTransform):
         if not self._warned_of_range and largest - smallest < (given[1] - given[0]) / 8:
             self._warned_of_range = True
             print_log(
-                f'an image has values of {smallest:g} to {largest:g} only, of {given[0]:g} to {given[1]:g}, which become '
-                '0 and 255: few gray levels are left; set value_range in LoadRGB (said once)',
+                f'an image has values of {smallest:g} to {largest:g} only, of {given[0]:g} to {given[1]:g}, which '
+                'become 0 and 255: few gray levels are left; set value_range in LoadRGB (said once)',
                 logger='current',
                 level=30,
             )

@@ -142,8 +142,9 @@ def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
             missing, wrong = [], []
     if not complete and not any(name in state for name in wanted) and _holds_encoder(path):
         raise ValueError(
-            f'{path} holds an encoder, not the whole model that load_from is for; to start from an encoder: --cfg-options '
-            f'load_from=None model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint={path}'
+            f'{path} holds an encoder, not the whole model that load_from is for; to start from an encoder: '
+            '--cfg-options load_from=None model.backbone.init_cfg.type=Pretrained '
+            f'model.backbone.init_cfg.checkpoint={path}'
         )
     if missing or wrong:
         raise ValueError(

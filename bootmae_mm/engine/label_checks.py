@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import nn
 from torch.utils.data import Dataset
 
+from bootmae_mm.data.paths import is_hidden
+
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 are turned by 90 degrees
 MAX_SCANNED = 5000  # samples of a data set whose file headers are read, about two seconds
 GRAY_MODES = {'1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L'}  # Pillow's, of one channel
@@ -54,11 +56,14 @@ def check_coco_files(dataset: dict, training: bool) -> None:
 
 
 def _check_coco(path: Path, content: dict, masks: bool) -> None:
-    keys: dict[str, dict[str, type | tuple[type, ...]]] = {
+    annotation: dict[str, Any] = dict(
+        id=Integral, image_id=Integral, category_id=Integral, bbox=list, area=Real, iscrowd=Integral
+    )
+    keys: dict[str, dict[str, Any]] = {
         'images': dict(id=Integral, file_name=str, height=Real, width=Real),
-        'annotations': dict(id=Integral, image_id=Integral, category_id=Integral, bbox=list, area=Real, iscrowd=Integral),
+        'annotations': annotation,
         'categories': dict(id=Integral, name=str),
-    }  # fmt: skip
+    }
     if masks:
         keys['annotations']['segmentation'] = (list, dict)
     advice = dict(iscrowd='add "iscrowd": 0 to each', area='add the area of each in pixels', id='number them with ints')
@@ -103,19 +108,24 @@ def check_label_maps(dataset: Dataset) -> None:
     """
     steps = getattr(getattr(_inner(dataset), 'pipeline', None), 'transforms', [])
     turns = not any('ignore' in str(getattr(step, 'color_type', '')) for step in steps)
+    root = getattr(_inner(dataset), 'data_root', None) or ''
     ambiguous = []
-    for index in _some(len(dataset)):  # type: ignore[arg-type]
-        info = dataset.get_data_info(index)  # type: ignore[attr-defined]
+    for index in _some(len(dataset)):
+        info = dataset.get_data_info(index)
         image_path, map_path = info.get('img_path'), info.get('seg_map_path')
         if not image_path or not map_path or '://' in f'{image_path}{map_path}':
             return
+        if any(
+            map(is_hidden, Path(image_path).relative_to(root).parts if Path(image_path).is_relative_to(root) else ())
+        ):
+            raise ValueError(f'{image_path} lies in a hidden folder, and is a double of another image: remove it')
         if not Path(map_path).is_file():
             raise FileNotFoundError(f'{image_path} has no map {map_path} (seg_map_path, seg_map_suffix)')
         header = _header(map_path)
         if header is not None and header[2] not in GRAY_MODES:
             raise ValueError(
-                f'{map_path} has colors ({header[2]}); a map has one channel, of class ids 0, 1, ...: replace each color '
-                'by its id'
+                f'{map_path} has colors ({header[2]}); a map has one channel, of class ids 0, 1, ...: replace each '
+                'color by its id'
             )
         image = _header(image_path)
         if header is None or image is None:
@@ -148,8 +158,8 @@ def check_image_sizes(dataset: Dataset) -> None:
     Raises:
         ValueError: If an image, turned by its EXIF orientation as it is loaded, has another size.
     """
-    for index in _some(len(dataset)):  # type: ignore[arg-type]
-        info = dataset.get_data_info(index)  # type: ignore[attr-defined]
+    for index in _some(len(dataset)):
+        info = dataset.get_data_info(index)
         path = info.get('img_path')
         if not path or '://' in path or not {'height', 'width', 'instances'} <= set(info):
             return

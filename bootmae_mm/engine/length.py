@@ -14,6 +14,8 @@ from bootmae_mm.config import ConfigFile, config_files, value_at
 # Options of mmengine's schedulers that are points in time, and lists of them.
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
 LISTS = ('milestones', 'periods')
+# Keys of a config that follow its length.
+FOLLOWING = ('param_scheduler', 'default_hooks.ema.decay', 'default_hooks.checkpoint', 'default_hooks.reconstruction')
 
 
 class RunLength(NamedTuple):
@@ -61,11 +63,7 @@ def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> Non
         return
     cfg.train_cfg.pop('max_iters' if length.by_epoch else 'max_epochs', None)  # inherited, of the other kind
     file = config_files(path)
-    written = {
-        key: None if any(f'{key}.'.startswith(f'{option}.') or option.startswith(f'{key}.') for option in options)
-        else _written_for(file, key)
-        for key in ('param_scheduler', 'default_hooks.ema.decay', 'default_hooks.checkpoint', 'default_hooks.reconstruction')
-    }  # fmt: skip
+    written = {key: None if _is_given(key, options) else _written_for(file, key) for key in FOLLOWING}
     if (old := written['param_scheduler']) and old != length and cfg.get('param_scheduler'):
         schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
         for scheduler in schedulers:
@@ -73,7 +71,7 @@ def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> Non
                 scale_scheduler(scheduler, old, length)
         ends = ', '.join(f'{s.get("type")} {s.get("begin", 0):g}..{s.get("end", length.number):g}' for s in schedulers)
         print_log(f'param_scheduler, written for {old}, is scaled to {length}: {ends}', logger='current')
-    hooks = cfg.get('default_hooks') or {}
+    hooks = cfg.get('default_hooks') or ConfigDict()
     old, decay = written['default_hooks.ema.decay'], value_at(cfg, 'default_hooks.ema.decay')
     if old and old != length and decay and _are_pairs(decay):
         hooks.ema.decay = [(position * length.number / old.number, value) for position, value in decay]
@@ -113,6 +111,11 @@ def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> No
             scheduler[key] = [max(1, round(value * factor)) for value in scheduler[key]]
 
 
+def _is_given(key: str, options: dict[str, Any]) -> bool:
+    """Whether the command line sets a key, a part of it, or what it is a part of."""
+    return any(f'{key}.'.startswith(f'{option}.') or f'{option}.'.startswith(f'{key}.') for option in options)
+
+
 def _scale_hook(hook: ConfigDict, old: RunLength, new: RunLength) -> None:
     if hook.get('by_epoch', True) == old.by_epoch:
         hook['by_epoch'] = new.by_epoch
@@ -137,7 +140,9 @@ def _way_to_origin(file: ConfigFile, key: str) -> Iterator[dict]:
     if file.sets(key):
         yield file.values()
         return
-    way: list[dict] = next((way for base in file.bases if (way := list(_way_to_origin(base, key)))), [])
-    if way:
-        yield from way
-        yield file.values()
+    for base in file.bases:
+        way = list(_way_to_origin(base, key))
+        if way:
+            yield from way
+            yield file.values()
+            return

@@ -76,9 +76,9 @@ def check_resumable(runner: Runner, checkpoint: dict) -> None:
         wanted = [len(group['params']) for group in runner.optim_wrapper.optimizer.param_groups]
         if counts != wanted:
             raise ValueError(
-                f'the optimizer of the checkpoint has {sum(counts)} parameters in {len(counts)} groups, that of the run '
-                f'{sum(wanted)} in {len(wanted)}: on resume the same blocks must be frozen (frozen_stages) and the same '
-                'ones decayed; to start from the weights of the checkpoint use load_from'
+                f'the optimizer of the checkpoint has {sum(counts)} parameters in {len(counts)} groups, that of the '
+                f'run {sum(wanted)} in {len(wanted)}: on resume the same blocks must be frozen (frozen_stages) and the '
+                'same ones decayed; to start from the weights of the checkpoint use load_from'
             )
 
 

@@ -52,6 +52,8 @@ class Runner(MMEngineRunner):
 
     gathered: dict | None = None
     scheduler_cfg: Any = None
+    optim_wrapper: Any  # mmengine's, configs until they are built
+    param_schedulers: Any
 
     def setup_env(self, env_cfg: dict) -> None:
         """Processes meet here; they must have come with the same config.

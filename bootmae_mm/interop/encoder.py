@@ -60,8 +60,8 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     """The encoder's weights in a checkpoint, in this project's names.
 
     Args:
-        path: A checkpoint of this project or mmpretrain, of the authors, or with the names of timm (MAE's authors, DINO's)
-            or transformers (ViT, ViTMAE), recognized by its keys; a file of torch or safetensors, a folder of
+        path: A checkpoint of this project or mmpretrain, of the authors, or with the names of timm (MAE's authors,
+            DINO's) or transformers (ViT, ViTMAE), recognized by its keys; a file of torch or safetensors, a folder of
             transformers, or a URL.
         prefix: Of the encoder's keys: ``'backbone.'`` for the student, ``'teacher.'`` for the momentum encoder, ``''``
             for a file of the encoder alone. By default ``'backbone.'`` where there is such a key, else ``''``.

@@ -7,8 +7,8 @@ from mmengine.registry import DATASETS, HOOKS, TRANSFORMS, init_default_scope
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 
 from bootmae_mm.data import MaskSampling
-from bootmae_mm.registry import MODELS
 from bootmae_mm.engine.schedules import piecewise_linear
+from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT, build, random_batch, run_config, tiny_config
 
 CONFIGS = sorted(

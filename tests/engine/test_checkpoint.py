@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from bootmae_mm.data import SeededSampler
 from bootmae_mm.engine import CheckpointHook, InterruptionHook
 from bootmae_mm.engine.hooks.interruption import Interrupted
 from bootmae_mm.engine.launch import prepare, read_config

@@ -349,3 +349,12 @@ model = dict(
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     scores = log.split('per class results')[1].split('mIoU')[0]
     assert 'background' in scores and 'object' in scores and 'nan' not in scores
+
+
+def test_doubles_in_a_hidden_folder(train, scenes):
+    for kind in ('images', 'annotations'):
+        folder = scenes / kind / 'training'
+        shutil.copytree(folder, scenes / 'copy')
+        shutil.move(scenes / 'copy', folder / '.ipynb_checkpoints')
+    status, message = train(SEG, scenes)
+    assert status == 1 and '.ipynb_checkpoints/training_00000.png lies in a hidden folder' in message

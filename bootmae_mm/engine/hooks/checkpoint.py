@@ -131,8 +131,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         for name in sorted(unknown - self._unknown_metrics):
             self._unknown_metrics.add(name)
             runner.logger.warning(
-                f'save_best={name!r} is no metric of this evaluator, which has {", ".join(map(repr, metrics))}: no best '
-                'checkpoint is kept by it'
+                f'save_best={name!r} is no metric of this evaluator, which has {", ".join(map(repr, metrics))}: no '
+                'best checkpoint is kept by it'
             )
         metrics = {**metrics, **dict.fromkeys(unknown)}  # mmengine passes over None
         hub = runner.message_hub.runtime_info

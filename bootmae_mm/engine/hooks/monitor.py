@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from bootmae_mm.config import check_bound
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.values import integer, number
 
@@ -48,7 +49,7 @@ def check_schedules(runner: Runner) -> None:
             )
         if scheduler.end < end and type(scheduler).__name__.startswith(('Cosine', 'Poly')):
             runner.logger.warning(
-                f'{type(scheduler).__name__} ends at {scheduler.end:g} of {end:g}: the lr stays what it is from there on'
+                f'{type(scheduler).__name__} ends at {scheduler.end:g} of {end:g}: the lr stays what it is from there'
             )
 
 
@@ -108,6 +109,7 @@ class MonitorHook(RuntimeInfoHook):
     def before_train(self, runner: Runner) -> None:
         """Find the logger's interval and listen to the optimizer."""
         super().before_train(runner)
+        check_bound(runner.cfg)
         check_schedules(runner)
         self._next_warning = 0
         self._all_zero = 0  # iterations from the first on without any loss or gradient; -1: there was some

@@ -46,15 +46,16 @@ class CheckSegmentationHook(Hook):
         labeled = self._occurring - {self.ignore_index}
         if not labeled:
             raise ValueError(
-                f'no pixel is labeled in the first {self._looked_at} batches: every id is {self.ignore_index}, which is '
-                f'ignored, as in {path}; check the ids of the maps and reduce_zero_label, which turns 0 into '
+                f'no pixel is labeled in the first {self._looked_at} batches: every id is {self.ignore_index}, '
+                f'which is ignored, as in {path}; check the ids of the maps and reduce_zero_label, which turns 0 into '
                 f'{self.ignore_index}'
             )
         if len(labeled) == 1 and self.ignore_index in self._occurring and len(classes_of(runner)) > 1:
             runner.logger.warning(
                 f'only class {labeled.pop()} occurs in the first {self._looked_at} batches, and pixels of id '
-                f'{self.ignore_index}, which are ignored, as in {path}; if {self.ignore_index} is the foreground, map it '
-                f'to a class: dict(type="bootmae_mm.MapLabels", mapping={{{self.ignore_index}: 1}}) after LoadAnnotations'
+                f'{self.ignore_index}, which are ignored, as in {path}; if {self.ignore_index} is the foreground, map '
+                f'it to a class: dict(type="bootmae_mm.MapLabels", mapping={{{self.ignore_index}: 1}}) after '
+                'LoadAnnotations'
             )
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
