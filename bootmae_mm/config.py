@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import inspect
-import site
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +15,16 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from bootmae_mm.arguments import Unparsed
+from bootmae_mm.config_files import ConfigFile, changed_names, config_files
+from bootmae_mm.option_values import parse_value
 
 # What mmengine's Runner looks up in a config beside the arguments of its constructor, and what tools and hooks do.
 OTHER_KEYS = {
     *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
     *('activation_checkpointing', 'knn', 'tta_model', 'tta_pipeline'),
 }
-BOUND = '_names_are_bound'  # attribute of a config that load_config has read
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | OTHER_KEYS
-
-
-@dataclass
-class ConfigFile:
-    """The names in one file of a chain of configs.
-
-    Attributes:
-        path: Path of the file.
-        bases: Files it inherits from.
-        assigned: Names it assigns at the top level.
-        used: Those that it uses for something else.
-        from_base: Names it takes from its bases (``{{_base_.NAME}}``).
-        expressions: What it assigns to them.
-    """
-
-    path: Path
-    bases: list[ConfigFile] = field(default_factory=list)
-    assigned: set[str] = field(default_factory=set)
-    used: set[str] = field(default_factory=set)
-    from_base: set[str] = field(default_factory=set)
-    expressions: dict[str, ast.expr] = field(default_factory=dict)
-
-    def chain(self) -> Iterator[ConfigFile]:
-        """This file and all that it inherits from."""
-        yield self
-        for base in self.bases:
-            yield from base.chain()
-
-    def sets(self, key: str) -> bool:
-        """Whether this very file gives a dotted key a value."""
-        name, *rest = key.split('.')
-        if self.path.suffix != '.py':
-            return name in self.assigned
-        node = self.expressions.get(name)
-        for part in rest:
-            if isinstance(node, ast.Call):
-                node = next((keyword.value for keyword in node.keywords if keyword.arg == part), None)
-            elif isinstance(node, ast.Dict):
-                keys = [getattr(item, 'value', None) for item in node.keys]
-                node = node.values[keys.index(part)] if part in keys else None
-        return node is not None
-
-    def values(self) -> dict[str, Any]:
-        """What mmengine makes of this file and its bases."""
-        return Config.fromfile(self.path)._cfg_dict
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether the file belongs to an installed package, whose names are not the user's."""
-        return any(root in self.path.parents for root in map(Path, site.getsitepackages()))
+BOUND = '_bound_names'  # attribute of a config that load_config has read: names that were bound late
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
@@ -99,22 +50,23 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         raise FileNotFoundError(f'no config {path}')
     cfg = Config.fromfile(path)
     file = config_files(path)
-    late = _late_names(file)
-    values = _parsed(options or {}, cfg)
+    late = _late_names(file, cfg)
+    values = _parsed(copy.deepcopy(options or {}), cfg)  # merging takes _delete_ out of them
     _check_options(values, cfg, file)
     helpers = {key: value for key, value in values.items() if key.split('.')[0] not in RUNNER_KEYS}
-    cfg.merge_from_dict(helpers)
-    late |= {key.split('.')[0] for key in helpers}
-    if late:
-        # Values of base files are computed again, with the final values of these names.
-        final = {name: cfg[name] for name in late}
-        with _late_binding(final, [part.path for part in file.chain()]):
-            cfg = Config.fromfile(path)
-        for name, value in final.items():
-            cfg[name] = value
-    cfg.merge_from_dict({key: value for key, value in values.items() if key not in helpers})
-    object.__setattr__(cfg, BOUND, True)
+    final = _final_values(file, late | {key.split('.')[0] for key in helpers}, helpers)
+    with late_binding(final, file):
+        cfg = Config.fromfile(path)
+    for name, value in final.items():
+        cfg[name] = value
+    _merge(cfg, {key: value for key, value in values.items() if key not in helpers})
+    object.__setattr__(cfg, BOUND, final)
     return cfg
+
+
+def bound_names(cfg: Config) -> dict[str, Any]:
+    """Names that :func:`load_config` has bound late, with their values."""
+    return cfg.__dict__.get(BOUND) or {}
 
 
 def check_bound(cfg: Config) -> None:
@@ -123,81 +75,14 @@ def check_bound(cfg: Config) -> None:
     Raises:
         ValueError: If a file sets a name that reaches nothing when mmengine alone reads it.
     """
-    if cfg.__dict__.get(BOUND) or not cfg.filename or not Path(cfg.filename).is_file():
+    if BOUND in cfg.__dict__ or not cfg.filename or not Path(cfg.filename).is_file():
         return
-    late = sorted(_late_names(config_files(cfg.filename)))
+    late = sorted(_late_names(config_files(cfg.filename), cfg))
     if late:
         raise ValueError(
             f'{cfg.filename} sets {late} anew, which mmengine alone does not pass on to what its base files made of '
             'them; read it with bootmae_mm.config.load_config, or set the keys themselves'
         )
-
-
-def parse_value(text: str, current: Any = None) -> Any:
-    """The value that a text on the command line stands for.
-
-    Blanks are kept. A string stays one if it replaces a string, whatever it looks like, except ``None``, ``True``,
-    ``False`` and lists in brackets. Elsewhere commas make a list if it replaces one, or if all parts are numbers.
-
-    Args:
-        text: What stands behind ``KEY=``.
-        current: The value of the key in the config.
-    """
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
-        return text[1:-1]
-    constants = dict(none=None, true=True, false=False)
-    if text.lower() in constants and (text != 'none' or not isinstance(current, str)):
-        return constants[text.lower()]
-    if text[:1] in ('[', '(', '{') and text[-1:] in (']', ')', '}'):
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            if isinstance(current, str) or text[0] == '{':
-                return text
-            items = [parse_value(part) for part in _split(text[1:-1])]
-            return tuple(items) if text[0] == '(' else items
-    if isinstance(current, str):
-        return text
-    number = _number(text)
-    if number is not None:
-        return number
-    if len(texts := _split(text)) < 2:
-        return [text] if text.strip() and isinstance(current, (list, tuple)) else text
-    parts = [parse_value(part) for part in texts]
-    is_list = isinstance(current, (list, tuple)) or not any(isinstance(part, str) for part in parts)
-    return parts if is_list else text
-
-
-def _number(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
-
-
-def _split(text: str) -> list[str]:
-    """Parts between commas that are not inside brackets; a comma at the end adds none."""
-    parts, depth = [''], 0
-    for character in text:
-        depth += (character in '[({') - (character in '])}')
-        if character == ',' and depth == 0:
-            parts.append('')
-        else:
-            parts[-1] += character
-    return parts if parts[-1].strip() else parts[:-1]
-
-
-def _parsed(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    parsed = {}
-    for key, value in options.items():
-        current = value_at(cfg, key)
-        parsed[key] = parse_value(value, current) if isinstance(value, Unparsed) else value
-        if isinstance(parsed[key], dict) and current is not None and not isinstance(current, dict):
-            parsed[key] = {'_delete_': True, **parsed[key]}  # else mmengine would refuse the change of type
-    return parsed
 
 
 def value_at(node: Any, key: str) -> Any:
@@ -212,16 +97,51 @@ def value_at(node: Any, key: str) -> Any:
     return node
 
 
+def _parsed(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
+    parsed = {}
+    for key, value in options.items():
+        current = value_at(cfg, key)
+        parsed[key] = parse_value(value, current) if isinstance(value, Unparsed) else value
+        if isinstance(parsed[key], dict) and current is not None and not isinstance(current, dict):
+            parsed[key] = {'_delete_': True, **parsed[key]}  # else mmengine would refuse the change of type
+    return parsed
+
+
+def _merge(cfg: Config, options: dict[str, Any]) -> None:
+    """Apply options one by one, so that an impossible one is named."""
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f'--cfg-options {key}: there is no such place in the config ({error})') from error
+
+
+def _final_values(file: ConfigFile, names: set[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Values of names that are bound late, each computed with the final values of the others.
+
+    Plain values first: a base may derive a dict from them.
+    """
+    plain = Config.fromfile(file.path)
+    final: dict[str, Any] = {}
+    for name in sorted(names, key=lambda name: (isinstance(plain.get(name), (dict, list)), name)):
+        with late_binding(final, file):
+            cfg = Config.fromfile(file.path)
+        _merge(cfg, {key: value for key, value in options.items() if key.split('.')[0] == name})
+        final[name] = cfg[name]
+    return final
+
+
 def _check_options(options: dict[str, Any], cfg: Config, file: ConfigFile) -> None:
     """Refuse options at the top level that would have no effect."""
-    helpers = {name for part in file.chain() for name in part.used & part.assigned}
+    files = [part for part in file.chain() if not part.is_lazy]  # mmengine imports lazy ones itself
+    helpers = {name for part in files for name in (part.used & part.assigned) | part.from_base}
     for key in options:
         name = key.split('.')[0]
         if name not in RUNNER_KEYS | helpers:
-            raise ValueError(f'--cfg-options: {_explain(name, RUNNER_KEYS | helpers, cfg)}')
+            raise ValueError(f'--cfg-options: {_explain(name, cfg)}')
 
 
-def _late_names(file: ConfigFile) -> set[str]:
+def _late_names(file: ConfigFile, cfg: Config) -> set[str]:
     """Names that a file of the chain sets without using them, and that one of its bases uses.
 
     Raises:
@@ -233,25 +153,39 @@ def _late_names(file: ConfigFile) -> set[str]:
         bases = [base for parent in part.bases for base in parent.chain()]
         inherited = set().union(*((base.used & base.assigned) | base.from_base for base in bases))
         for name in part.assigned - part.used - RUNNER_KEYS:
-            if name in inherited:
+            if name in inherited and not part.is_lazy:
                 late.add(name)
-            elif name not in taken and not name.startswith('_') and not _is_offer(part, name, file):
-                raise ValueError(f'{part.path}: {_explain(name, RUNNER_KEYS | inherited)}')
+            elif name not in taken and not name.startswith('_') and not _is_harmless(part, name, file, cfg):
+                raise ValueError(f'{part.path}: {_explain(name, cfg)}')
     return late
 
 
-def _is_offer(part: ConfigFile, name: str, leaf: ConfigFile) -> bool:
-    """Whether a base offers a name to its child configs, rather than misspelling one that is read."""
-    return part is not leaf and (part.is_installed or not difflib.get_close_matches(name, RUNNER_KEYS, cutoff=0.85))
+def _is_harmless(part: ConfigFile, name: str, leaf: ConfigFile, cfg: Config) -> bool:
+    """Whether a name that nothing uses may stand there: an offer to child configs, or left in a dumped config."""
+    if part.is_installed:
+        return True
+    if not part.bases and any(_contains(value, cfg.get(name)) for key, value in cfg.items() if key in RUNNER_KEYS):
+        return True
+    is_child = part is leaf and part.bases
+    return not is_child and not difflib.get_close_matches(name, RUNNER_KEYS, cutoff=0.85)
 
 
-def _explain(name: str, known: set[str], cfg: Config | None = None) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f'; did you mean {close[0]!r}?' if close else ''
-    paths = [] if cfg is None else [path for path in _paths_of(name, cfg) if path != name]
+def _contains(node: Any, wanted: Any) -> bool:
+    """Whether a value occurs in another one; a path also as the beginning of a longer one."""
+    if node == wanted or (isinstance(node, str) and isinstance(wanted, str) and node.startswith(f'{wanted}/')):
+        return True
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    return any(_contains(part, wanted) for part in parts)
+
+
+def _explain(name: str, cfg: Config) -> str:
+    """One line on a name that nothing reads, with the key that was probably meant."""
+    paths = [path for path in _paths_of(name, cfg) if path != name]
     if paths:
-        hint = f'; the key that has an effect is {" or ".join(paths[:3])}'
-    return f'nothing reads the key {name!r}{hint}'
+        return f'nothing reads the key {name!r}; the key that has an effect is {" or ".join(paths[:3])}'
+    close = difflib.get_close_matches(name, RUNNER_KEYS | set(cfg), n=2)
+    close = [candidate for candidate in close if candidate != name]
+    return f'nothing reads the key {name!r}' + (f'; did you mean {close[0]!r}?' if close else '')
 
 
 def _paths_of(name: str, node: Any, prefix: str = '') -> Iterator[str]:
@@ -263,58 +197,15 @@ def _paths_of(name: str, node: Any, prefix: str = '') -> Iterator[str]:
         yield from _paths_of(name, value, f'{prefix}{key}.')
 
 
-def config_files(path: str | Path) -> ConfigFile:
-    """A config file and those that it inherits from, with the names in each."""
-    path = Path(path)
-    file = ConfigFile(path.resolve())
-    if path.suffix != '.py':  # JSON and YAML have values only
-        file.assigned = set(Config._file2dict(str(path))[0])
-        return file
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    for statement in tree.body:
-        _note_names(statement, file)
-    if Config._is_lazy_import(str(path)):  # bases are imported, not computed
-        return file
-    for base in Config._get_base_files(str(path)):
-        file.bases.append(config_files(Path(Config._get_cfg_path(base, str(path))[0])))
-    return file
-
-
-def _note_names(statement: ast.stmt, file: ConfigFile) -> None:
-    """Note what one statement assigns and uses; changing a value in place is no use of it."""
-    changed = set()
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, 'target', None)]
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
-        targets = [statement.value.func]
-    for target in targets:
-        for part in target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]:
-            path = [part]
-            while isinstance(path[-1], (ast.Attribute, ast.Subscript)):
-                path.append(path[-1].value)
-            root = path[-1]
-            if isinstance(root, ast.Name) and (len(path) > 1 or isinstance(root.ctx, ast.Store)):
-                changed.add(root.id)
-                if root.id == '_base_' and len(path) > 2 and isinstance(path[-2], ast.Attribute):
-                    file.assigned.add(path[-2].attr)  # a value of the base, changed in place
-    if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-        names = {name for name in changed if not name.startswith('__')} - {'_base_'}
-        file.assigned |= names
-        file.expressions.update({name: statement.value for name in names if statement.value is not None})
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in changed:
-            file.used.add(node.id)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
-            file.from_base.add(node.attr)
-
-
 @contextmanager
-def _late_binding(values: dict[str, Any], files: list[Path]) -> Iterator[None]:
-    """While the block runs, mmengine reads these files with these values of names that they assign."""
+def late_binding(values: dict[str, Any], file: ConfigFile) -> Iterator[None]:
+    """While the block runs, mmengine reads the files of a config with these values of names that they set."""
     original = Config._substitute_predefined_vars
+    files = [part.path for part in file.chain()]
 
     def substitute(filename: str, temporary: str) -> None:
         original(filename, temporary)
-        if Path(filename).suffix == '.py' and Path(filename).resolve() in files:
+        if values and Path(filename).suffix == '.py' and Path(filename).resolve() in files:
             text = Path(temporary).read_text(encoding='utf-8')
             Path(temporary).write_text(_with_values(text, values), encoding='utf-8')
 
@@ -327,14 +218,16 @@ def _late_binding(values: dict[str, Any], files: list[Path]) -> Iterator[None]:
 
 
 def _with_values(text: str, values: dict[str, Any]) -> str:
-    """A config whose assignments to some names are each followed by another one."""
+    """A config in which the last statement that sets or changes one of some names is followed by another one."""
+    last: dict[str, int] = {}
+    for statement in ast.parse(text).body:
+        assigned, in_place, of_base = changed_names(statement)
+        line = statement.end_lineno or 0
+        last.update(dict.fromkeys((assigned | in_place) & set(values), line))
+        last.update({f'_base_.{name}': line for name in of_base & set(values)})
     lines = text.splitlines()
-    for statement in reversed(ast.parse(text).body):
-        if not isinstance(statement, ast.Assign):
-            continue
-        names = {target.id for target in statement.targets if isinstance(target, ast.Name)} & set(values)
-        for name in names:
-            lines.insert(statement.end_lineno or len(lines), f'{name} = {_plain(values[name])!r}')
+    for target, line in sorted(last.items(), key=lambda item: -item[1]):
+        lines.insert(line, f'{target} = {_plain(values[target.removeprefix("_base_.")])!r}')
     return '\n'.join(lines) + '\n'
 
 

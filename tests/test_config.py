@@ -5,7 +5,9 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from bootmae_mm.config import Unparsed, check_bound, load_config, parse_value
+from bootmae_mm.arguments import Unparsed
+from bootmae_mm.config import check_bound, load_config
+from bootmae_mm.option_values import parse_value
 from tests.conftest import ROOT
 
 PRETRAIN = str(ROOT / 'configs/pretrain/bootmae_vitb.py')
@@ -119,3 +121,83 @@ def test_the_command_line_of_every_tool_keeps_blanks_and_commas(run_tool, tmp_pa
         assert status == 1 and "did you mean 'data_root'" in message
     cfg = load_config(PRETRAIN, {'data_root': Unparsed('/x/my, images')})
     assert cfg.train_dataloader.dataset.data_root == '/x/my, images'
+
+
+def test_a_config_that_mmengine_dumped_is_read_again(tmp_path):
+    for path in ('pretrain/bootmae_vitb', 'seg/bootmae_vitb_upernet_ade20k', 'det/bootmae_vitb_mask_rcnn_1x_coco'):
+        cfg = load_config(ROOT / f'configs/{path}.py', {'data_root': '/x'})
+        cfg.dump(tmp_path / 'dumped.py')
+        again = load_config(tmp_path / 'dumped.py')
+        assert again.model == cfg.model and again.train_dataloader.dataset.data_root == '/x'
+        (tmp_path / 'child.py').write_text("_base_ = './dumped.py'\nrandomness = dict(seed=3)\n")
+        assert load_config(tmp_path / 'child.py').randomness.seed == 3
+
+
+def test_children_in_json_and_yaml(tmp_path):
+    (tmp_path / 'child.yaml').write_text(f'_base_: {PRETRAIN}\nmasking:\n  ratio: 0.5\n')
+    cfg = load_config(tmp_path / 'child.yaml')
+    assert cfg.train_dataloader.dataset.masking.ratio == 0.5 and cfg.masking.max_block == 60
+    (tmp_path / 'child.yaml').write_text(f'_base_: {PRETRAIN}\ncolour: 3\n')
+    with pytest.raises(ValueError, match="nothing reads the key 'colour'"):
+        load_config(tmp_path / 'child.yaml')
+
+
+@pytest.mark.parametrize(
+    'lines',
+    [
+        "_base_.train_pipeline.insert(1, dict(type='NEW'))\n"
+        'train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))\n',
+        "train_pipeline = _base_.train_pipeline\ntrain_pipeline.insert(1, dict(type='NEW'))\n"
+        'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n',
+        "_base_['train_pipeline'].insert(1, dict(type='NEW'))\n",
+    ],
+)
+@pytest.mark.parametrize('options', [{}, {'train_pipeline.2.crop_ratio_range': (0.3, 1.0)}])
+def test_a_pipeline_that_is_changed_in_place(tmp_path, lines, options):
+    child = tmp_path / 'child.py'
+    child.write_text(f'_base_ = {PRETRAIN!r}\n{lines}')
+    pipeline = load_config(child, options).train_dataloader.dataset.pipeline
+    assert [step['type'] for step in pipeline].count('NEW') == 1 and len(pipeline) == 5
+    assert tuple(pipeline[2].crop_ratio_range) == ((0.3, 1.0) if options else (0.2, 1.0))
+
+
+def test_names_that_others_are_derived_from(tmp_path):
+    (tmp_path / 'base.py').write_text(
+        'img: int = 224\ngrid, ratio = img // 16, 0.75\nmasking = dict(grid_size=grid, ratio=ratio)\n'
+        'train_dataloader = dict(dataset=dict(masking=masking, img=img))\n'
+    )
+    child = tmp_path / 'child.py'
+    child.write_text("_base_ = './base.py'\nimg = 112\nmasking = dict(ratio=0.5)\n")
+    wanted = dict(masking=dict(grid_size=7, ratio=0.5), img=112)
+    assert load_config(child).train_dataloader.dataset == wanted
+    found = load_config(tmp_path / 'base.py', {'img': 112, 'masking.ratio': 0.5})
+    assert found.train_dataloader.dataset == wanted
+
+
+def test_places_that_are_not_there():
+    for key in ('train_pipeline.9.scale', 'train_pipeline.one.scale', 'data_root.x'):
+        with pytest.raises(ValueError, match=f'--cfg-options {key}: there is no such place'):
+            load_config(PRETRAIN, {key: 1})
+
+
+def test_a_key_of_a_child_config_that_is_meant_for_a_deeper_place(tmp_path):
+    child = tmp_path / 'child.py'
+    child.write_text(f'_base_ = {PRETRAIN!r}\nlr = 1e-3\n')
+    with pytest.raises(ValueError, match="'lr'; the key that has an effect is optim_wrapper.optimizer.lr"):
+        load_config(child)
+
+
+@pytest.mark.parametrize(
+    ('text', 'current', 'value'),
+    [
+        ('[mIoU,mAcc]', 'mIoU', ['mIoU', 'mAcc']),
+        ('.jpg,.png', None, ['.jpg', '.png']),
+        ('cat,dog', None, ['cat', 'dog']),
+        ("'a','b'", ['c'], ['a', 'b']),
+        ("[a, 'b, c']", None, ['a', 'b, c']),
+        ('1,', [3], [1]),
+        ('/a,b', None, '/a,b'),
+    ],
+)
+def test_lists_on_the_command_line(text, current, value):
+    assert parse_value(text, current) == value

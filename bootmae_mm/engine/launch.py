@@ -82,6 +82,10 @@ def prepare(cfg: Config, training: bool = True) -> None:
     for loader in LOADERS:
         if cfg.get(loader) is not None and not cfg[loader].get('num_workers'):
             cfg[loader].update(persistent_workers=False, timeout=0)  # torch refuses them without workers
+    if cfg.get('find_unused_parameters') is not None:  # mmengine looks at it only where there is no wrapper
+        wrapper = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
+        if wrapper['type'] == 'MMDistributedDataParallel':
+            cfg.model_wrapper_cfg = {**wrapper, 'find_unused_parameters': cfg.find_unused_parameters}
     if torch.cuda.is_available():
         local_rank, count = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
         if cfg.launcher == 'pytorch' and local_rank >= count:
@@ -105,8 +109,6 @@ def prepare(cfg: Config, training: bool = True) -> None:
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
         wrapper = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
-        if not cfg.get('model_wrapper_cfg'):  # mmengine looks at this key where there is no wrapper only
-            wrapper['find_unused_parameters'] = cfg.get('find_unused_parameters', False)
         if wrapper['type'] == 'MMDistributedDataParallel':
             wrapper['device_ids'] = None  # they are for GPUs only; mmengine names one always
         cfg.model_wrapper_cfg = wrapper

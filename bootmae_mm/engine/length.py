@@ -9,13 +9,20 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from bootmae_mm.config import ConfigFile, config_files, value_at
+from bootmae_mm.config import bound_names, late_binding, value_at
+from bootmae_mm.config_files import ConfigFile, config_files
 
 # Options of mmengine's schedulers that are points in time, and lists of them.
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
 LISTS = ('milestones', 'periods')
 # Keys of a config that follow its length.
-FOLLOWING = ('param_scheduler', 'default_hooks.ema.decay', 'default_hooks.checkpoint', 'default_hooks.reconstruction')
+FOLLOWING = (
+    'param_scheduler',
+    'train_cfg.val_interval',
+    *(f'default_hooks.{name}' for name in ('ema', 'ema.decay', 'feature_weight')),
+    *(f'default_hooks.{name}' for name in ('checkpoint', 'checkpoint.interval', 'checkpoint.keep_every')),
+    *(f'default_hooks.{name}' for name in ('reconstruction', 'reconstruction.interval')),
+)
 
 
 class RunLength(NamedTuple):
@@ -57,14 +64,19 @@ def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> Non
         cfg: Config with the command line applied; changed in place.
         path: Path of its file.
         options: What the command line has changed.
+
+    Raises:
+        ValueError: If the length is given in the unit of the other kind of run.
     """
     length = run_length(cfg.get('train_cfg'))
     if length is None:
         return
-    cfg.train_cfg.pop('max_iters' if length.by_epoch else 'max_epochs', None)  # inherited, of the other kind
     file = config_files(path)
-    written = {key: None if _is_given(key, options) else _written_for(file, key) for key in FOLLOWING}
-    if (old := written['param_scheduler']) and old != length and cfg.get('param_scheduler'):
+    _drop_other_unit(cfg, length, file, options)
+    with late_binding(bound_names(cfg), file):
+        written = {key: None if _is_given(key, options) else _written_for(file, key) for key in FOLLOWING}
+    old = written['param_scheduler']
+    if old and old != length and cfg.get('param_scheduler'):
         schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
         for scheduler in schedulers:
             if isinstance(scheduler, dict):
@@ -75,25 +87,54 @@ def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> Non
     old, decay = written['default_hooks.ema.decay'], value_at(cfg, 'default_hooks.ema.decay')
     if old and old != length and decay and _are_pairs(decay):
         hooks.ema.decay = [(position * length.number / old.number, value) for position, value in decay]
-        hooks.ema.by_epoch = length.by_epoch
         print_log(f'the decay of the teacher, written for {old}, is scaled to {length}', logger='current')
-    if not length.by_epoch:
-        if 'ema' in hooks and 'by_epoch' not in hooks.ema and not decay:
-            hooks.ema.by_epoch = False
-        if 'feature_weight' in hooks:
-            hooks.feature_weight.setdefault('by_epoch', False)
-        cfg.log_processor = {'by_epoch': False, **(cfg.get('log_processor') or {})}
-    for name in ('checkpoint', 'reconstruction'):
+    intervals = {
+        'train_cfg.val_interval': (cfg.train_cfg, 'val_interval'),
+        **{
+            f'default_hooks.{name}.{key}': (hooks.get(name) or {}, key)
+            for name, key in (('checkpoint', 'interval'), ('checkpoint', 'keep_every'), ('reconstruction', 'interval'))
+        },
+    }
+    for name, (options_of, key) in intervals.items():
+        old = written[name]
+        if old and old.by_epoch != length.by_epoch and isinstance(options_of.get(key), int) and options_of[key] > 0:
+            options_of[key] = max(1, round(options_of[key] * length.number / old.number))
+    for name in ('ema', 'feature_weight', 'checkpoint', 'reconstruction'):
         old = written[f'default_hooks.{name}']
-        if old and old.by_epoch != length.by_epoch and name in hooks and 'interval' in hooks[name]:
-            _scale_hook(hooks[name], old, length)
+        if name in hooks and old and not _sets_unit(file, name, options):
+            if not length.by_epoch:
+                hooks[name]['by_epoch'] = False
+            elif not old.by_epoch:
+                hooks[name]['by_epoch'] = True
+    if not length.by_epoch:
+        cfg.log_processor = {'by_epoch': False, **(cfg.get('log_processor') or {})}
+
+
+def _drop_other_unit(cfg: Config, length: RunLength, file: ConfigFile, options: dict[str, Any]) -> None:
+    """Drop an inherited length of the other kind; one that the user has set is an error."""
+    used, other = ('max_epochs', 'max_iters') if length.by_epoch else ('max_iters', 'max_epochs')
+    if other not in cfg.train_cfg:
+        return
+    sets_used = file.sets(f'train_cfg.{used}') or {'train_cfg', f'train_cfg.{used}'} & set(options)
+    is_set = file.sets(f'train_cfg.{other}') and not sets_used
+    if is_set or f'train_cfg.{other}' in options:
+        way = 'by iterations: set train_cfg.by_epoch=False too' if length.by_epoch else f'by epochs; use {used}'
+        raise ValueError(f'train_cfg.{other} has no effect in this run of {length}; it is for runs {way}')
+    cfg.train_cfg.pop(other)
+
+
+def _sets_unit(file: ConfigFile, hook: str, options: dict[str, Any]) -> bool:
+    key = f'default_hooks.{hook}.by_epoch'
+    return key in options or file.sets(key)
 
 
 def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> None:
     """Scale the points in time of one scheduler's config, in place."""
     factor = new.number / old.number
     by_epoch = scheduler.get('by_epoch', True)
-    if by_epoch == old.by_epoch != new.by_epoch:
+    if old.by_epoch != new.by_epoch:
+        if by_epoch != old.by_epoch:  # in the unit of the new run already: a warm-up of 500 iterations stays one
+            return
         by_epoch = scheduler['by_epoch'] = new.by_epoch
         scheduler.pop('convert_to_iter_based', None)
         if by_epoch:
@@ -112,16 +153,15 @@ def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> No
 
 
 def _is_given(key: str, options: dict[str, Any]) -> bool:
-    """Whether the command line sets a key, a part of it, or what it is a part of."""
-    return any(f'{key}.'.startswith(f'{option}.') or f'{option}.'.startswith(f'{key}.') for option in options)
-
-
-def _scale_hook(hook: ConfigDict, old: RunLength, new: RunLength) -> None:
-    if hook.get('by_epoch', True) == old.by_epoch:
-        hook['by_epoch'] = new.by_epoch
-        for key in ('interval', 'keep_every'):
-            if isinstance(hook.get(key), int) and hook[key] > 0:
-                hook[key] = max(1, round(hook[key] * new.number / old.number))
+    """Whether the command line sets a key, or what it is a part of; of schedules a point in time."""
+    for option in options:
+        if f'{key}.'.startswith(f'{option}.'):
+            return True
+        if key == 'param_scheduler' and option.startswith(f'{key}.'):
+            last = option.split('.')[-1]
+            if last in (*POSITIONS, *LISTS, 'type', 'by_epoch') or last.isdigit():
+                return True
+    return False
 
 
 def _are_pairs(decay: Any) -> bool:

@@ -58,7 +58,19 @@ class IterLoop(IterBasedTrainLoop):
     :class:`EpochLoop`, on resume too.
 
     Args: as for mmengine's.
+
+    Attributes:
+        skipped: Batches of the data beyond the iterations, so that with another batch after a resume the next image is
+            the same.
     """
+
+    skipped = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The original mmengine has started workers here, which load from the first image on; torch keeps them.
+        self.dataloader_iterator = None
+        self.dataloader._iterator = None
 
     def run(self) -> object:
         """Train."""
@@ -82,7 +94,8 @@ class IterLoop(IterBasedTrainLoop):
         # With a batch sampler of its own a loader has another sampler only for show.
         sampler = getattr(self.dataloader.batch_sampler, 'sampler', self.dataloader.sampler)
         endless = isinstance(sampler, InfiniteSampler)  # one stream, which no epoch divides
-        epoch, done = (0, self._iter) if endless else divmod(self._iter, len(self.dataloader))
+        position = self._iter + self.skipped
+        epoch, done = (0, position) if endless else divmod(position, len(self.dataloader))
         while True:
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)

@@ -23,7 +23,12 @@ def progress_meta(runner: Runner) -> dict[str, int]:
     """What a checkpoint notes of a run's unit of progress, for :func:`adapt_position`."""
     loader = runner.train_dataloader
     batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
-    return dict(iters_per_epoch=len(loader), images_per_iter=batch * runner.world_size)
+    return dict(
+        iters_per_epoch=len(loader),
+        images_per_iter=batch * runner.world_size,
+        processes=runner.world_size,
+        skipped_batches=getattr(runner.train_loop, 'skipped', 0),
+    )
 
 
 def config_differences(old: Any, new: Any, key: str = '') -> Iterator[tuple[str, Any, Any]]:
@@ -32,9 +37,15 @@ def config_differences(old: Any, new: Any, key: str = '') -> Iterator[tuple[str,
         for name in sorted({*old, *new}, key=str):
             if key or name not in IGNORED:
                 yield from config_differences(old.get(name), new.get(name), f'{key}.{name}' if key else str(name))
-    elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
-        for index, pair in enumerate(zip(old, new, strict=True)):
-            yield from config_differences(*pair, f'{key}.{index}')
+    elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
+        if len(old) == len(new):
+            for index, pair in enumerate(zip(old, new, strict=True)):
+                yield from config_differences(*pair, f'{key}.{index}')
+            return
+        same = next(
+            (i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), min(len(old), len(new))
+        )
+        yield f'{key}.{same}...', list(old[same:]), list(new[same:])  # from the first that differs on
     elif old != new:
         yield key, old, new
 
@@ -59,6 +70,8 @@ def check_resumable(runner: Runner, checkpoint: dict) -> None:
                 f'{key} cannot change on resume: it was {before!r}, and is {now!r}; to start from the weights of the '
                 'checkpoint use load_from'
             )
+    if meta.get('processes', runner.world_size) != runner.world_size:
+        runner.logger.info(f'resume: number of processes was {meta["processes"]}, is {runner.world_size}')
     seed = meta.get('seed'), runner._randomness_cfg.get('seed')
     if None not in seed and seed[0] != seed[1]:
         raise ValueError(f'randomness.seed cannot change on resume: it was {seed[0]}, and is {seed[1]}')
@@ -85,10 +98,14 @@ def check_resumable(runner: Runner, checkpoint: dict) -> None:
 def adapt_position(runner: Runner, meta: dict) -> None:
     """Set the loop to where it is in its own units, if an epoch had another number of iterations."""
     loop, length = runner.train_loop, len(runner.train_dataloader)
-    if not hasattr(loop, 'run_epoch'):  # by iterations
+    now = progress_meta(runner)
+    if not hasattr(loop, 'run_epoch'):  # by iterations, which are counted on; the data go on at the same image
+        batches = meta['iter'] + meta.get('skipped_batches', 0)
+        loop.skipped = (
+            batches * meta.get('images_per_iter', now['images_per_iter']) // now['images_per_iter'] - meta['iter']
+        )
         return
     epoch, iteration = meta['epoch'], meta['iter']
-    now = progress_meta(runner)
     before = meta.get('iters_per_epoch') or (iteration // epoch if epoch and not iteration % epoch else length)
     images = meta.get('images_per_iter') or now['images_per_iter'] * length / before
     if epoch == 0 and iteration > before:  # of a run by iterations
@@ -129,8 +146,13 @@ class Hyperparameters:
             for scheduler in runner.param_schedulers or []
         ]
 
-    def apply(self, runner: Runner) -> None:
-        """Put what differs from the checkpoint back, schedules at the current iteration."""
+    def apply(self, runner: Runner, saved: int) -> None:
+        """Put what differs from the checkpoint back, schedules at the current iteration.
+
+        Args:
+            runner: Runner that has resumed.
+            saved: Number of schedulers in the checkpoint.
+        """
         schedulers = runner.param_schedulers or []
         scheduled = {scheduler.param_name for scheduler in schedulers}
         scheduled |= {f'initial_{name}' for name in scheduled}
@@ -138,7 +160,7 @@ class Hyperparameters:
             group.update({key: value for key, value in wanted.items() if key not in scheduled})
         restored = self._static(runner)
         simple = all(isinstance(s, _ParamScheduler) and 'Plateau' not in type(s).__name__ for s in schedulers)
-        if restored == self.schedules or not simple:
+        if (restored == self.schedules and saved == len(schedulers)) or not simple:
             return
         for group, wanted in zip(runner.optim_wrapper.param_groups, self.groups, strict=True):
             group.update(wanted)

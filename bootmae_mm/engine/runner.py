@@ -157,7 +157,7 @@ class Runner(MMEngineRunner):
         wanted = Hyperparameters(self, self.scheduler_cfg if self.param_schedulers else None)
         super().resume(filename, *args, **kwargs)
         adapt_position(self, self.resumed_meta)
-        wanted.apply(self)
+        wanted.apply(self, self.resumed_schedulers)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load, as data only; without the config that MMCV's old runners noted, which mmengine would run on resume."""
@@ -172,6 +172,7 @@ class Runner(MMEngineRunner):
         if self._resume:
             check_resumable(self, checkpoint)
             self.resumed_meta = checkpoint['meta']
+            self.resumed_schedulers = len(checkpoint.get('param_schedulers') or [])
         return checkpoint
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:

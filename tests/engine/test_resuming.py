@@ -7,7 +7,7 @@ import torch
 
 from bootmae_mm.engine.resuming import config_differences
 from tests.engine.test_checkpoint import make_runner
-from tests.engine.test_loops import BY_ITERATION
+from tests.engine.test_loops import BY_ITERATION, seen
 
 
 def log_of(folder):
@@ -121,6 +121,9 @@ def test_differences_of_configs():
     old = dict(a=dict(b=1, c=(1, 2)), work_dir='x', d=[dict(e=1)], f=None)
     new = dict(a=dict(b=2, c=[1, 2]), work_dir='y', d=[dict(e=1, g=3)])
     assert list(config_differences(old, new)) == [('a.b', 1, 2), ('d.0.g', None, 3)]
+    steps = [dict(type='a'), dict(type='b')]
+    (found,) = config_differences(dict(p=steps), dict(p=[steps[0], dict(type='c'), steps[1]]))
+    assert found == ('p.1...', steps[1:], [dict(type='c'), steps[1]])
 
 
 def test_auto_scale_lr_leaves_the_end_of_the_schedule(tmp_path, image_folder):
@@ -150,3 +153,26 @@ def test_a_warm_up_of_a_single_iteration_is_none(tmp_path, image_folder):
     options = {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=4)}
     found = rates(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=8))
     assert found[0] == pytest.approx(1e-3) and min(found) > 1e-5
+
+
+@pytest.mark.parametrize('before', [True, False])
+def test_a_scheduler_that_is_added(tmp_path, image_folder, before):
+    """It does what it would have done from the start, beside others or alone."""
+    cosine = dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=0, end=4, convert_to_iter_based=True)
+    warm = dict(type='LinearLR', start_factor=0.5, by_epoch=True, begin=0, end=2, convert_to_iter_based=True)
+    first = {'param_scheduler': [warm] if before else None}
+    make_runner(tmp_path, image_folder, first, batch_size=2, epochs=2).train()
+    both = {'param_scheduler': [warm, cosine] if before else [cosine]}
+    (tmp_path / 'other').mkdir()
+    whole = rates(make_runner(tmp_path / 'other', image_folder, both, batch_size=2, epochs=4))
+    options = {**both, 'load_from': str(tmp_path / 'work/epoch_2.pth'), 'resume': True}
+    assert rates(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=4)) == pytest.approx(whole[8:])
+
+
+def test_another_batch_in_a_run_by_iterations(tmp_path, image_folder):
+    """Six images of the first round of eight are seen; the next one is the seventh, whatever the batch."""
+    options = {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=8), **BY_ITERATION}
+    whole = sum(seen(make_runner(tmp_path, image_folder, options, batch_size=2)), [])
+    options |= {'load_from': str(tmp_path / 'work/iter_3.pth'), 'resume': True}
+    found = sum(seen(make_runner(tmp_path, image_folder, options, batch_size=1)), [])
+    assert found == whole[6:11]

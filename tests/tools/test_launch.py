@@ -180,13 +180,13 @@ def test_load_from_a_whole_model_in_safetensors(tmp_path, image_folder, run_tool
     assert trained['teacher.layers.0.ln1.bias'].mean() == pytest.approx(0.25, abs=0.02)
 
 
-@pytest.mark.parametrize('wrapper', [None, dict(type='MMDistributedDataParallel', find_unused_parameters=False)])
+@pytest.mark.parametrize('wrapper', [None, dict(type='MMDistributedDataParallel', broadcast_buffers=False)])
 def test_find_unused_parameters_on_a_cpu(tmp_path, image_folder, monkeypatch, wrapper):
-    """mmengine looks at the key where there is no wrapper in the config, with a GPU; and so do we without one."""
+    """mmengine looks at the key only where there is no wrapper in the config."""
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *_, **__: None)
     config = run_config(tmp_path / 'config.py', image_folder)
     options = {'find_unused_parameters': True, 'model_wrapper_cfg': wrapper, 'sync_bn': 'torch'}
     cfg = read_config(str(config), options, launcher='pytorch')
     prepare(cfg)
-    assert cfg.model_wrapper_cfg.find_unused_parameters is (wrapper is None)
+    assert cfg.model_wrapper_cfg.find_unused_parameters is True
     assert cfg.model_wrapper_cfg.device_ids is None and cfg.sync_bn is None
