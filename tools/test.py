@@ -28,7 +28,7 @@ def main() -> None:
     from mmengine.fileio import dump
     from mmengine.runner import Runner
 
-    from bootmae_mm.engine.checks import check_checkpoint, check_classes, check_same_classes
+    from bootmae_mm.engine.checks import built, check_checkpoint, check_classes, check_dataset, check_same_classes
     from bootmae_mm.engine.launch import finish, prepare, read_config
 
     try:
@@ -40,7 +40,8 @@ def main() -> None:
         prepare(cfg, training=False)
         runner = Runner.from_cfg(cfg)
         meta = check_checkpoint(runner, args.checkpoint)
-        dataset = runner.test_loop.dataloader.dataset
+        dataset = built(cfg.test_dataloader.dataset, lambda: runner.test_loop.dataloader).dataset
+        check_dataset(dataset)
         check_classes(runner.model, dataset)
         check_same_classes(
             (meta.get('dataset_meta') or {}).get('classes'),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from mmengine.fileio import load
+import numpy as np
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 from torch import nn
@@ -48,14 +50,36 @@ def check_coco_files(dataset: dict, training: bool) -> None:
             continue
         steps = [step for step in part.get('pipeline') or [] if isinstance(step, dict)]
         masks = any(step.get('with_mask') for step in steps)
-        content = load(path)
-        if isinstance(content, dict) and {'images', 'annotations', 'categories'} <= set(content):
-            _check_coco(path, content, masks)
-            if training:
-                _check_objects(path, content, (part.get('metainfo') or {}).get('classes'))
+        try:
+            content = json.loads(path.read_text(encoding='utf-8'))
+        except ValueError as error:
+            raise ValueError(f'{path} is no JSON, or not whole: {error}') from error
+        if not isinstance(content, dict) or 'images' not in content:
+            continue  # of another format
+        absent = {'annotations', 'categories'} - set(content)
+        if absent or not content['images']:
+            raise ValueError(f'{path} has no {" and no ".join(sorted(absent)) or "images"}')
+        _check_coco(path, content, masks)
+        _check_objects(path, content, (part.get('metainfo') or {}).get('classes'), training)
 
 
 def _check_coco(path: Path, content: dict, masks: bool) -> None:
+    known = {image.get('id') for image in content['images']}
+    ids: set[int] = set()
+    for index, entry in enumerate(content['annotations']):
+        box = entry.get('bbox')
+        reason = ''
+        if isinstance(box, list) and (len(box) != 4 or not all(isinstance(value, Real) for value in box)):
+            reason = f'a bbox that is not four numbers: {box!r}'
+        elif entry.get('image_id') not in known and 'image_id' in entry:
+            reason = f'an image_id of no image: {entry["image_id"]!r}'
+        elif entry.get('id') in ids:
+            reason = f'an id that occurs twice: {entry["id"]!r}'
+        elif masks and entry.get('segmentation') == []:
+            reason = 'an empty segmentation'
+        if reason:
+            raise ValueError(f'{path}: annotations[{index}] has {reason}')
+        ids.add(entry.get('id'))
     annotation: dict[str, Any] = dict(
         id=Integral, image_id=Integral, category_id=Integral, bbox=list, area=Real, iscrowd=Integral
     )
@@ -79,7 +103,7 @@ def _check_coco(path: Path, content: dict, masks: bool) -> None:
                 )
 
 
-def _check_objects(path: Path, content: dict, classes: Any) -> None:
+def _check_objects(path: Path, content: dict, classes: Any, training: bool) -> None:
     names = {category['id']: category['name'] for category in content['categories']}
     reasons: Counter[str] = Counter()
     for annotation in content['annotations']:
@@ -95,7 +119,9 @@ def _check_objects(path: Path, content: dict, classes: Any) -> None:
     counts = ', '.join(f'{count} with {reason}' for reason, count in reasons.items()) or 'there are no annotations'
     if not set(names.values()) & set(classes or names.values()):
         return  # told in more detail where the data set is built
-    raise ValueError(f'{path} has no object to learn from: {counts}')
+    if training:
+        raise ValueError(f'{path} has no object to learn from: {counts}')
+    print_log(f'{path} has no object to be found: {counts}; its score says nothing', logger='current', level=30)
 
 
 def check_label_maps(dataset: Dataset) -> None:
@@ -106,8 +132,7 @@ def check_label_maps(dataset: Dataset) -> None:
     Raises:
         ValueError: If a map is missing, is no map of ids, or does not fit its image; with the file.
     """
-    steps = getattr(getattr(_inner(dataset), 'pipeline', None), 'transforms', [])
-    turns = not any('ignore' in str(getattr(step, 'color_type', '')) for step in steps)
+    turns = _turns_images(dataset)
     root = getattr(_inner(dataset), 'data_root', None) or ''
     ambiguous = []
     for index in _some(len(dataset)):
@@ -127,6 +152,8 @@ def check_label_maps(dataset: Dataset) -> None:
                 f'{map_path} has colors ({header[2]}); a map has one channel, of class ids 0, 1, ...: replace each '
                 'color by its id'
             )
+        if header is not None and header[2].startswith('I'):
+            _check_ids(map_path)
         image = _header(image_path)
         if header is None or image is None:
             continue
@@ -143,13 +170,14 @@ def check_label_maps(dataset: Dataset) -> None:
             )
         if turns and orientation > 1 and size == loaded:
             ambiguous.append(image_path)
-    if ambiguous:
-        print_log(
-            f'{len(ambiguous)} images have an EXIF orientation, and are turned as they are loaded, such as '
-            f'{ambiguous[0]}; do their maps fit? By their sizes nobody can tell',
-            logger='current',
-            level=30,
-        )
+    _warn_of_orientation(ambiguous, 'maps')
+
+
+def _check_ids(map_path: str) -> None:
+    with Image.open(map_path) as image:
+        largest = int(np.asarray(image).max())
+    if largest > 255:
+        raise ValueError(f'{map_path} has ids up to {largest}; mmseg reads 8 bits, of which 0 to 254 are classes')
 
 
 def check_image_sizes(dataset: Dataset) -> None:
@@ -158,6 +186,8 @@ def check_image_sizes(dataset: Dataset) -> None:
     Raises:
         ValueError: If an image, turned by its EXIF orientation as it is loaded, has another size.
     """
+    turns = _turns_images(dataset)
+    ambiguous = []
     for index in _some(len(dataset)):
         info = dataset.get_data_info(index)
         path = info.get('img_path')
@@ -166,13 +196,33 @@ def check_image_sizes(dataset: Dataset) -> None:
         header = _header(path)
         if header is None:
             continue
-        size = header[0][::-1] if header[1] > 4 else header[0]
+        size = header[0][::-1] if turns and header[1] > 4 else header[0]
+        if turns and header[1] > 1 and size == header[0] == (info['width'], info['height']):
+            ambiguous.append(path)
         if size != (info['width'], info['height']):
             turned = f' (EXIF orientation {header[1]})' if header[1] > 1 else ''
             raise ValueError(
                 f'{path} is loaded with {size[0]}x{size[1]} pixels{turned}, but its annotations are for '
                 f'{info["width"]}x{info["height"]}'
+                + ('; turn the pixels and drop the tag, or set color_type in LoadImageFromFile' if turned else '')
             )
+    _warn_of_orientation(ambiguous, 'boxes')
+
+
+def _turns_images(dataset: Dataset) -> bool:
+    """Whether the pipeline turns images by their EXIF orientation as it loads them."""
+    steps = getattr(getattr(_inner(dataset), 'pipeline', None), 'transforms', [])
+    return not any('ignore' in str(getattr(step, 'color_type', '')) for step in steps)
+
+
+def _warn_of_orientation(paths: list[str], labels: str) -> None:
+    if paths:
+        print_log(
+            f'{len(paths)} images have an EXIF orientation, and are turned as they are loaded, such as {paths[0]}; do '
+            f'their {labels} fit? By their sizes nobody can tell',
+            logger='current',
+            level=30,
+        )
 
 
 def _inner(dataset: Dataset) -> Dataset:
@@ -194,10 +244,10 @@ def _header(path: str) -> tuple[tuple[int, int], int, str] | None:
         with Image.open(path) as image:
             try:
                 orientation = image.getexif().get(ORIENTATION, 1)
-            except (SyntaxError, ValueError, OSError):  # broken EXIF
+            except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):  # broken EXIF
                 orientation = 1
             return image.size, orientation if isinstance(orientation, int) else 1, image.mode
-    except (UnidentifiedImageError, ValueError, SyntaxError):
+    except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError, struct.error):
         return None  # its decoder will tell
 
 
@@ -234,7 +284,7 @@ def check_heads(model: nn.Module, batch_size: int, world_size: int) -> None:
         if softmax and 1 in (getattr(module, 'num_classes', None), getattr(module, 'out_channels', None)):
             raise ValueError(
                 f'{path} has one class under softmax, whose loss is always 0: let background be class 0 and set '
-                'num_classes=2, or use_sigmoid=True in its loss'
+                'num_classes=2'
             )
         if hasattr(module, 'psp_modules') and batch_size * world_size == 1:
             norms = [m for m in module.psp_modules.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from mmengine.dataset import InfiniteSampler
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, loops
 from torch.utils.data import DataLoader
 
 from bootmae_mm.registry import LOOPS
@@ -67,10 +67,14 @@ class IterLoop(IterBasedTrainLoop):
     skipped = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # The original mmengine has started workers here, which load from the first image on; torch keeps them.
-        self.dataloader_iterator = None
-        self.dataloader._iterator = None
+        # The original mmengine starts workers here, which load from the first image on, and take what an endless
+        # sampler has.
+        iterator = loops._InfiniteDataloaderIterator
+        loops._InfiniteDataloaderIterator = lambda dataloader: None
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            loops._InfiniteDataloaderIterator = iterator
 
     def run(self) -> object:
         """Train."""
@@ -99,7 +103,11 @@ class IterLoop(IterBasedTrainLoop):
         while True:
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(epoch)
-            yield from batches_from(self.dataloader, done)
+            count = 0
+            for batch in batches_from(self.dataloader, done):
+                yield batch
+                count += 1
+            assert count, 'a loader without batches'  # else this would never end
             epoch, done = epoch + 1, 0
 
 

@@ -13,7 +13,7 @@ from typing import IO
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from bootmae_mm.interop.checkpoint import load_file
+from bootmae_mm.interop.checkpoint import load_file, local_file
 
 LAST = 'last_checkpoint'
 LOCK = '.lock'
@@ -159,6 +159,8 @@ def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:
     cfg.resume = bool(cfg.get('resume') and cfg.get('load_from'))
     if not cfg.get('load_from') or '://' in cfg.load_from:
         return
+    if Path(cfg.load_from).is_dir() and not cfg.resume:
+        cfg.load_from = str(local_file(cfg.load_from))  # of transformers or timm
     if not Path(cfg.load_from).is_file():
         raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
     if cfg.resume and found is None:

@@ -90,6 +90,7 @@ def local_file(path: str | Path) -> Path:
         for name in ('model.safetensors', 'pytorch_model.bin'):
             if Path(path, name).is_file():
                 return Path(path, name)
+        raise FileNotFoundError(f'no model.safetensors or pytorch_model.bin in the folder {path}')
     if not Path(path).is_file():
         raise FileNotFoundError(f'no checkpoint {path}')
     return Path(path)
@@ -124,7 +125,7 @@ def load_file(path: str | Path, mmap: bool = False) -> dict:
         ValueError: If the file is not a checkpoint, or holds something that only running code could restore.
     """
     path = local_file(path)
-    if path.suffix == '.safetensors':
+    if path.suffix.lower() == '.safetensors':
         return _load_safetensors(path)
     allowed = torch.serialization.get_safe_globals()
     try:

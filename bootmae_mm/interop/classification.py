@@ -25,9 +25,15 @@ NEEDED = {'blocks.0.attn.q_bias', 'fc_norm.weight', 'head.weight'}
 def _weights(checkpoint: dict, place: str | None = None) -> tuple[str, dict[str, Tensor]]:
     """Name of the place and the weights in it; '' for a file of the weights alone."""
     for name in PLACES if place is None else (place,):
-        if isinstance(checkpoint.get(name), dict) and set(checkpoint[name]) >= NEEDED:
-            return name, checkpoint[name]
-    return '', checkpoint
+        state = checkpoint.get(name)
+        if isinstance(state, dict) and set(plain := _without_module(state)) >= NEEDED:
+            return name, plain
+    return '', _without_module(checkpoint)
+
+
+def _without_module(state: dict) -> dict:
+    """Without the prefix that a distributed wrapper leaves."""
+    return {name.removeprefix('module.'): value for name, value in state.items()}
 
 
 def is_official_classification(checkpoint: dict) -> bool:
@@ -62,6 +68,8 @@ def classification_to_project(checkpoint: dict, place: str | None = None) -> Con
             raise ValueError(f'unknown key {name!r}: not a fine-tuned classifier of BootMAE with mean pooling')
         target, _, part = target.partition('#')
         moves.append((f'{source}.{name}' if source else name, target))
+        if part == 'q' and name.replace('q_bias', 'v_bias') not in state:
+            raise ValueError(f'{name} has no {name.replace("q_bias", "v_bias")} beside it: the file is not whole')
         if part == 'q':  # the keys have no bias there
             value = torch.cat([value, torch.zeros_like(value), state[name.replace('q_bias', 'v_bias')]])
         if part != 'v':

@@ -17,6 +17,8 @@ from .timm import from_timm, is_timm
 if TYPE_CHECKING:
     from bootmae_mm.models import BootMAEViT
 
+# Where a checkpoint may hold the weights; of DINO's training files the teacher is the one that is used.
+PLACES = ('state_dict', 'model', 'teacher', 'student', 'model_ema', 'module')
 TABLE = '.rel_pos_bias.relative_position_bias_table'
 
 
@@ -76,18 +78,28 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     checkpoint = load_file(path)
     if is_official(checkpoint):
         checkpoint = to_project(checkpoint).checkpoint
-    state = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
-    if is_timm(state):
-        state = from_timm(state)
-    elif is_huggingface(state):
-        state = from_huggingface(state)
+    state = next((checkpoint[place] for place in PLACES if isinstance(checkpoint.get(place), dict)), checkpoint)
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
     if prefix is None:
-        prefix = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
+        prefix = _prefix_of(state)
     found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    if is_timm(found):
+        found = from_timm(found)
+    elif is_huggingface(found):
+        found = from_huggingface(found)
     found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not found:
         raise ValueError(f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
     return found
+
+
+def _prefix_of(state: dict) -> str:
+    """The prefix of the encoder's keys, by its patch embedding; the student's where there are several encoders."""
+    ends = ('patch_embed.projection.weight', 'patch_embed.proj.weight')
+    found = [name.removesuffix(end) for name in state for end in ends if name.endswith(end)]
+    if 'backbone.' in found or any(name.startswith('backbone.') for name in state):
+        return 'backbone.'
+    return min(found, key=len, default='')
 
 
 def load_encoder(

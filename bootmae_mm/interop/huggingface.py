@@ -99,8 +99,11 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
         inner = name.removeprefix(prefix) if name.startswith(prefix) else name
         target = rename(inner, back)
         if target is not None and '.attention.query.' in inner:
-            parts = [state[prefix + inner.replace('query', part)] for part in ('query', 'key', 'value')]
-            result[target] = torch.cat(parts)
+            names = [prefix + inner.replace('query', part) for part in ('query', 'key', 'value')]
+            absent = [part for part in names if part not in state]
+            if absent:
+                raise ValueError(f'no plain vision transformer: {absent[0]} is missing (BEiT has no bias of the keys)')
+            result[target] = torch.cat([state[part] for part in names])
         elif not ('.attention.key.' in inner or '.attention.value.' in inner):
             result[target or name] = value
     return result

@@ -32,6 +32,8 @@ class CheckSegmentationHook(Hook):
         self.first_batches = integer(first_batches, 'first_batches', least=1)
         self._looked_at = 0
         self._occurring: set[int] = set()
+        self._validated: set[int] = set()
+        self._path = ''
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Check ``gt_sem_seg`` of the batch's samples."""
@@ -50,17 +52,35 @@ class CheckSegmentationHook(Hook):
                 f'which is ignored, as in {path}; check the ids of the maps and reduce_zero_label, which turns 0 into '
                 f'{self.ignore_index}'
             )
-        if len(labeled) == 1 and self.ignore_index in self._occurring and len(classes_of(runner)) > 1:
+        if len(classes_of(runner)) == 1 and len(labeled) == 1:
+            raise ValueError(
+                f'the only class is all there is in the first {self._looked_at} batches, as in {path}: nothing to tell '
+                'it from; let background be class 0 and the object class 1, in maps, metainfo and num_classes=2'
+            )
+        if len(labeled) == 1:
             runner.logger.warning(
                 f'only class {labeled.pop()} occurs in the first {self._looked_at} batches, and pixels of id '
                 f'{self.ignore_index}, which are ignored, as in {path}; if {self.ignore_index} is the foreground, map '
                 f'it to a class: dict(type="bootmae_mm.MapLabels", mapping={{{self.ignore_index}: 1}}) after '
                 'LoadAnnotations'
+                if self.ignore_index in self._occurring
+                else f'only class {labeled.pop()} occurs in the first {self._looked_at} batches, as in {path}'
             )
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Check them where mmseg's metric would leave pixels of an unknown id out of the score."""
-        self._check(runner.val_dataloader.dataset, data_batch)
+        ids, path = self._check(runner.val_dataloader.dataset, data_batch)
+        self._validated |= ids
+        self._path = path or self._path
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Warn if the score is that of one class, and the rest of the pixels were ignored."""
+        if self.ignore_index in self._validated and len(self._validated) == 2:
+            runner.logger.warning(
+                f'validation: only class {min(self._validated)} occurs, all other pixels are {self.ignore_index} and '
+                f'ignored, as in {self._path}: the score says nothing; are its maps written as those for training?'
+            )
+        self._validated = set()
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Likewise."""
