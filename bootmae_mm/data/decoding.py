@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class Decoding:
         min_edge: Shorter side to keep when a JPEG file is decoded at a fraction, or None.
         channels: Channels of the result.
         value_range: Values that become 0 and 255 in files of more than 8 bits a channel, or None.
-        notice: Called with the smallest and the largest value of such a file, and the range in use.
+        notice: Called with the smallest and the largest value of such a file that lie in the range, and the range; if
+            most lie outside, the smallest is the largest.
     """
 
     backend: str = 'auto'
@@ -142,6 +144,8 @@ def _decode_any(data: bytes, options: Decoding) -> np.ndarray:
                 if not data.startswith(PNG):
                     raise
                 image = Image.open(io.BytesIO(without_texts(data)), formats=PILLOW_FORMATS)
+            if image.format != 'TIFF' and _is_sixteen_bit(data):
+                return _sixteen_bit(data, options)
             return _pixels(image, options)
     flag = {1: 'grayscale', 3: 'color', 4: 'unchanged'}[options.channels]
     img = mmcv.imfrombytes(data, flag=flag, channel_order='rgb', backend=options.backend)
@@ -151,6 +155,32 @@ def _decode_any(data: bytes, options: Decoding) -> np.ndarray:
     if img.shape[2] != options.channels:
         raise ValueError(f'the file has {img.shape[2]} channels, not {options.channels}')
     return img
+
+
+def _is_sixteen_bit(data: bytes) -> bool:
+    """Whether a PNG, PGM or PPM file has 16 bits a channel, of which Pillow keeps 8, or stretches them."""
+    if data.startswith(PNG):
+        return len(data) > 24 and data[24] == 16
+    header = re.match(rb'P[2356]\s+(?:#[^\n]*\s+)*\d+\s+\d+\s+(\d+)\s', data)
+    return header is not None and int(header[1]) > 255
+
+
+def _sixteen_bit(data: bytes, options: Decoding) -> np.ndarray:
+    """Pixels of a file of 16 bits without a sign, by OpenCV, which gives the values that are in it."""
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise ValueError('not an image')
+    values = values[:, :, None] if values.ndim == 2 else values
+    if values.shape[2] > 2:  # BGR or BGRA
+        values = values[:, :, [2, 1, 0, *range(3, values.shape[2])]]
+    if options.channels == 4 and values.shape[2] != 4:
+        raise ValueError(f'the file has {values.shape[2]} channels, not 4')
+    pixels = _scaled(values, options)
+    if options.channels == 4:
+        return pixels
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[:, :, :1], options.channels, axis=2)
+    return pixels[:, :, :3] if options.channels == 3 else cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_RGB2GRAY)[:, :, None]
 
 
 def without_texts(data: bytes) -> bytes:
@@ -212,6 +242,10 @@ def _scaled(values: np.ndarray, options: Decoding) -> np.ndarray:
         )
     low, high = options.value_range or (0.0, 2.0**16 - 1)
     if options.notice is not None:
-        options.notice(float(values.min()), float(values.max()), (low, high))
+        # Of what is cut off: values far outside are as much lost as those that are all alike.
+        inside = values[(values >= low) & (values <= high)]
+        few = 2 * inside.size < values.size
+        limits = (low, low) if few else (float(inside.min()), float(inside.max()))
+        options.notice(*limits, (low, high))
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
     return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)

@@ -67,6 +67,8 @@ class LoadRGB(BaseTransform):
         channels: int = 3,
         value_range: tuple[float, float] | int | None = None,
     ) -> None:
+        if value_range is not None and backend not in ('auto', 'pillow'):
+            raise ValueError(f"value_range needs backend 'auto' or 'pillow', but it is {backend!r}")
         if backend not in self.BACKENDS:
             raise ValueError(f'backend must be one of {", ".join(self.BACKENDS)}, but is {backend!r}')
         if min_edge is not None:
@@ -85,8 +87,12 @@ class LoadRGB(BaseTransform):
         if not self._warned_of_range and largest - smallest < (given[1] - given[0]) / 8:
             self._warned_of_range = True
             print_log(
-                f'an image has values of {smallest:g} to {largest:g} only, of {given[0]:g} to {given[1]:g}, which '
-                'become 0 and 255: few gray levels are left; set value_range in LoadRGB (said once)',
+                (
+                    f'most values of an image lie outside of {given[0]:g} to {given[1]:g}'
+                    if smallest == largest
+                    else f'an image has values of {smallest:g} to {largest:g} only, of {given[0]:g} to {given[1]:g}'
+                )
+                + ', which become 0 and 255: few gray levels are left; set value_range in LoadRGB (said once)',
                 logger='current',
                 level=30,
             )
@@ -102,6 +108,8 @@ class LoadRGB(BaseTransform):
         path = results['img_path']
         try:
             if 'img' in results:  # of a pack
+                if self.decoding.value_range is not None:
+                    raise ValueRangeError('the pack holds 8 bits already: value_range has no effect on it')
                 img = results['img']
             else:
                 data = results['img_bytes'] if 'img_bytes' in results else self._read(path)

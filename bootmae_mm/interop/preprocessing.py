@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from bootmae_mm.config import load_config
 from .checkpoint import config_of, load_file
 
 INTERPOLATIONS = dict(nearest=0, lanczos=1, bilinear=2, bicubic=3)  # numbers of Pillow
+# Steps that resize, with the interpolation that they have by default.
+RESIZES = dict(ResizeEdge='bilinear', Resize='bilinear', RandomResizedCrop='bicubic')
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
     given = {**(cfg.get('data_preprocessor') or {}), **(cfg.get('model', {}).get('data_preprocessor') or {})}
     options: dict[str, Any] = {}
     if given.get('mean') is None or given.get('std') is None:
-        print_log('the config has no mean and std: 0.5 is written, as in the paper', logger='current', level=30)
-        options['mean'] = options['std'] = (0.5,) * channels
+        if given:  # mmpretrain's preprocessor leaves 0..255 as it is without them
+            options = dict(mean=(0.0,) * channels, std=(1 / 255,) * channels)
+        else:
+            print_log('the config has no data_preprocessor: mean and std are written as 0.5', 'current', level=30)
+            options = dict(mean=(0.5,) * channels, std=(0.5,) * channels)
     else:
         for name in ('mean', 'std'):
             values = tuple(float(value) / 255 for value in given[name])
@@ -62,24 +66,39 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
                 raise ValueError(f'data_preprocessor.{name} has {len(values)} values, the encoder {channels} channels')
     scale = crop = None
     for step in _steps(cfg):
-        if 'interpolation' in step:
-            options.setdefault('interpolation', step['interpolation'])
-        if step.get('type') == 'ResizeEdge':
-            scale = step.get('scale')
-        if step.get('type') == 'CenterCrop':
-            crop = step.get('crop_size')
+        kind = str(step.get('type', '')).rpartition('.')[2]  # without a scope
+        if kind in RESIZES:
+            scale, crop = _side(step.get('scale')), _side(step.get('crop_size')) or crop
+            options['interpolation'] = step.get('interpolation', RESIZES[kind])
+        if kind == 'CenterCrop':
+            crop = _side(step.get('crop_size'))
         if step.get('value_range') is not None:
             limits = step['value_range']
             options['value_range'] = (0.0, 2.0**limits - 1) if isinstance(limits, int) else tuple(limits)
-    if isinstance(scale, int) and isinstance(crop, int) and crop <= scale:
-        options['crop_pct'] = crop / scale
-    if options.get('interpolation') not in INTERPOLATIONS:
-        options.pop('interpolation', None)
+    if scale:
+        options['crop_pct'] = min(1.0, (crop or scale) / scale)
+    if options.get('interpolation', 'bicubic') not in INTERPOLATIONS:
+        raise ValueError(
+            f'the run resizes by {options["interpolation"]!r}, which has no counterpart; there are '
+            f'{", ".join(INTERPOLATIONS)}'
+        )
     return Preprocessing(**options)
 
 
-def _steps(cfg: Config) -> Iterator[dict]:
-    """Steps of the pipelines, those for evaluation first."""
+def _side(size: Any) -> int | None:
+    """The shorter side of a size, as a number or two."""
+    if isinstance(size, (list, tuple)) and size:
+        return min(int(value) for value in size)
+    return size if isinstance(size, int) else None
+
+
+def _steps(cfg: Config) -> list[dict]:
+    """Steps of the pipeline for evaluation, or of that for training if there is no other."""
     for name in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
         dataset = (cfg.get(name) or {}).get('dataset') or {}
-        yield from (step for step in dataset.get('pipeline') or [] if isinstance(step, dict))
+        while 'dataset' in dataset:  # RepeatDataset and the like
+            dataset = dataset['dataset']
+        steps = [step for step in dataset.get('pipeline') or [] if isinstance(step, dict)]
+        if steps:
+            return steps
+    return []

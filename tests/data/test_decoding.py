@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -316,3 +317,36 @@ def test_images_without_a_channel_axis_and_of_other_types_are_cropped():
         assert done.shape == (1 if img.ndim == 2 else 5, 8, 8)
         assert done.dtype == (torch.uint8 if img.ndim == 2 else torch.float32)
     assert float(done.mean()) == 7
+
+
+@pytest.mark.parametrize('kind', ['gray.png', 'rgb.png', 'rgba.png', 'gray.pgm'])
+def test_twelve_bits_of_any_kind(tmp_path, kind):
+    """The range reaches colors, too, and files that name their own maximum."""
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    path = tmp_path / kind
+    if kind == 'gray.pgm':
+        path.write_bytes(b'P5\n64 64\n4095\n' + values.astype('>u2').tobytes())
+    else:
+        channels = dict(gray=1, rgb=3, rgba=4)[kind.split('.')[0]]
+        assert cv2.imwrite(str(path), np.repeat(values[:, :, None], channels, axis=2))
+    img = load(str(path), value_range=12)
+    assert img.shape == (64, 64, 3) and len(np.unique(img)) == 256
+    assert np.abs(img[:, :, 0].reshape(-1) - np.arange(4096) * 255 / 4095).max() <= 0.5
+
+
+def test_colors_of_sixteen_bits_keep_their_order(tmp_path):
+    assert cv2.imwrite(str(tmp_path / 'x.png'), np.full((4, 4, 3), (0, 25_700, 65_535), np.uint16))  # BGR
+    assert load(str(tmp_path / 'x.png'))[0, 0].tolist() == [255, 100, 0]
+
+
+def test_values_outside_of_the_range_are_told(tmp_path, said):
+    path = deep_file(tmp_path, np.arange(30_000, 34_096, dtype=np.uint16).reshape(64, 64), 'x.png')
+    assert (load(path, value_range=12) == 255).all()
+    assert 'most values of an image lie outside of 0 to 4095' in said[0]
+
+
+def test_a_range_for_what_holds_eight_bits_already():
+    with pytest.raises(ValueError, match='the pack holds 8 bits already'):
+        LoadRGB(value_range=12)(dict(img_path='x', img=np.zeros((4, 4, 3), np.uint8)))
+    with pytest.raises(ValueError, match="value_range needs backend 'auto' or 'pillow', but it is 'cv2'"):
+        LoadRGB(value_range=12, backend='cv2')

@@ -266,3 +266,28 @@ def test_statistics_in_the_metadata(tmp_path, photograph, run_tool, target):
 def test_statistics_of_other_channels(tmp_path, photograph):
     with pytest.raises(ValueError, match='data_preprocessor.mean has 3 values, the encoder 4 channels'):
         read_preprocessing(tmp_path / 'run.pth', channels=4)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'interpolation', 'crop'),
+    [
+        ([dict(type='ResizeEdge', scale=40), dict(type='CenterCrop', crop_size=32)], 'bilinear', 0.8),
+        ([dict(type='mmpretrain.ResizeEdge', scale=32), dict(type='CenterCrop', crop_size=(32, 32))], 'bilinear', 1.0),
+        ([dict(type='Resize', scale=(32, 32), interpolation='bicubic')], 'bicubic', 1.0),
+    ],
+)
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_the_pipeline_of_evaluation_is_what_counts(tmp_path, steps, interpolation, crop, wrapped):
+    dataset = dict(dataset=dict(pipeline=steps)) if wrapped else dict(pipeline=steps)
+    train = dict(dataset=dict(pipeline=[dict(type='RandomResizedCrop', scale=32, interpolation='nearest')]))
+    config = tmp_path / 'config.py'
+    config.write_text(f'test_dataloader = dict(dataset={dataset!r})\ntrain_dataloader = {train!r}\n')
+    found = read_preprocessing('unused.pth', config)
+    assert (found.interpolation, found.crop_pct) == (interpolation, crop)
+
+
+def test_statistics_of_a_preprocessor_without_any(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text('data_preprocessor = dict(num_classes=3)\n')
+    found = read_preprocessing('unused.pth', config)
+    assert found.mean == (0.0,) * 3 and found.std == (1 / 255,) * 3
