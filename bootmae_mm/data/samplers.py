@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,14 @@ class SeededIndex(int):
 
     def __floordiv__(self, other: int) -> SeededIndex:
         return SeededIndex(int(self) // int(other), self.key)
+
+
+class SeededList(list):
+    """Indices of a wrapper of datasets, which pass the seed on that they are looked up with."""
+
+    def __getitem__(self, index: Any) -> Any:
+        value = super().__getitem__(index)
+        return SeededIndex(value, index.key) if isinstance(index, SeededIndex) else value
 
 
 @DATA_SAMPLERS.register_module()

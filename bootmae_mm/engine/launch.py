@@ -47,9 +47,23 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
         cfg.default_hooks = {
             name: hook for name, hook in cfg.default_hooks.items() if hook is not None or name in MMENGINE_HOOKS
         }
+    _fill_erasing(cfg)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     return cfg
+
+
+def _fill_erasing(cfg: Config) -> None:
+    """Let erased pixels have the mean and std that the model's preprocessor normalizes with."""
+    given = {**(cfg.get('data_preprocessor') or {}), **((cfg.get('model') or {}).get('data_preprocessor') or {})}
+    for loader in LOADERS:
+        steps = ((cfg.get(loader) or {}).get('dataset') or {}).get('pipeline') or []
+        for step in steps if isinstance(steps, list) else []:
+            if isinstance(step, dict) and step.get('type') == 'bootmae_mm.RandomErasing':
+                order = slice(None, None, -1 if given.get('to_rgb') else 1)  # images are in BGR until then
+                for key in ('mean', 'std'):
+                    if given.get(key) is not None:
+                        step.setdefault(key, list(given[key])[order])
 
 
 def _replace_sync_bn(node: ConfigDict | list) -> int:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from bootmae_mm.arguments import data_only
 from bootmae_mm.data import ImageFolder
+from bootmae_mm.data.samplers import SeededList
 from bootmae_mm.interop.checkpoint import load_file
 
 from .checks import check_agreement
@@ -94,6 +95,7 @@ class Runner(MMEngineRunner):
         """
         loader = super().build_dataloader(dataloader, *args, **kwargs)
         _name_unreadable(loader.dataset, Path(self.work_dir, UNREADABLE))
+        _pass_seeds_on(loader.dataset)
         loader.worker_init_fn = partial(heed_only_the_parent, loader.worker_init_fn)
         return loader
 
@@ -219,6 +221,15 @@ def _name_unreadable(dataset: Any, file: Path) -> None:
     for inner in (getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())):
         if inner is not None:
             _name_unreadable(inner, file)
+
+
+def _pass_seeds_on(dataset: Any) -> None:
+    """Let wrappers that look indices up in a list (ClassBalancedDataset) keep the seeds of a SeededSampler."""
+    if isinstance(getattr(dataset, 'repeat_indices', None), list):
+        dataset.repeat_indices = SeededList(dataset.repeat_indices)
+    for inner in (getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())):
+        if inner is not None:
+            _pass_seeds_on(inner)
 
 
 def _forgiving(backend: BaseVisBackend, method: Callable) -> Callable:

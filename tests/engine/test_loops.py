@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bootmae_mm.data import LoadRGB
+from bootmae_mm.data import ImageFolder, LoadRGB
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.runner import Runner
 from tests.conftest import run_config
@@ -130,6 +130,18 @@ def test_wrapped_datasets_keep_the_seeds(tmp_path, image_folder, wrapper):
     config = run_config(tmp_path / 'config.py', image_folder, batch_size=2)
     inner = read_config(str(config)).train_dataloader.dataset
     options = {**BY_ITERATION, 'train_dataloader.dataset': {'_delete_': True, **wrapper(inner)}}
+    whole = seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=1))
+    options |= {'load_from': str(tmp_path / 'work/iter_3.pth'), 'resume': True}
+    assert seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=1)) == whole[3:]
+
+
+def test_a_class_balanced_dataset_keeps_the_seeds(tmp_path, image_folder, monkeypatch):
+    monkeypatch.setattr(ImageFolder, 'get_cat_ids', lambda self, idx: [int(idx) % 3], raising=False)
+    monkeypatch.setattr(ImageFolder, 'METAINFO', dict(classes=('a', 'b', 'c')))
+    config = run_config(tmp_path / 'config.py', image_folder, batch_size=2)
+    inner = read_config(str(config)).train_dataloader.dataset
+    wrapper = dict(_delete_=True, type='ClassBalancedDataset', oversample_thr=0.4, dataset=inner)
+    options = {**BY_ITERATION, 'train_dataloader.dataset': wrapper}
     whole = seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=1))
     options |= {'load_from': str(tmp_path / 'work/iter_3.pth'), 'resume': True}
     assert seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=1)) == whole[3:]

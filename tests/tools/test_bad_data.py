@@ -358,3 +358,11 @@ def test_doubles_in_a_hidden_folder(train, scenes):
         shutil.move(scenes / 'copy', folder / '.ipynb_checkpoints')
     status, message = train(SEG, scenes)
     assert status == 1 and '.ipynb_checkpoints/training_00000.png lies in a hidden folder' in message
+
+
+def test_a_schedule_that_monitors_what_the_evaluator_does_not_have(train, scenes, tmp_path):
+    plateau = "param_scheduler=[{'type': 'ReduceOnPlateauLR', 'monitor': 'bar', 'by_epoch': True}]"
+    status, message = train(CLS, scenes, plateau)
+    assert status == 0, message
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert "ReduceOnPlateauLR monitors 'bar', which is no metric of this evaluator" in log

@@ -190,3 +190,10 @@ def test_find_unused_parameters_on_a_cpu(tmp_path, image_folder, monkeypatch, wr
     prepare(cfg)
     assert cfg.model_wrapper_cfg.find_unused_parameters is True
     assert cfg.model_wrapper_cfg.device_ids is None and cfg.sync_bn is None
+
+
+def test_erased_pixels_have_the_statistics_of_the_preprocessor():
+    options = {'model.data_preprocessor.mean': [1.0, 2.0, 3.0], 'model.data_preprocessor.std': [4.0, 5.0, 6.0]}
+    cfg = read_config(str(ROOT / 'configs/cls/bootmae_vitb_ft_100e.py'), options)
+    step = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'bootmae_mm.RandomErasing')
+    assert (step.mean, step.std) == ([3.0, 2.0, 1.0], [6.0, 5.0, 4.0])  # in BGR, as the images are there

@@ -170,6 +170,18 @@ class MonitorHook(RuntimeInfoHook):
             numbers = {name: float(value) for name, value in values.items()}
             self._check(runner, iteration, numbers)
 
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Leave out schedules that wait for a metric that there is not, which would end the run with a KeyError."""
+        super().after_val_epoch(runner, metrics)
+        for scheduler in list(runner.param_schedulers or []):
+            name = getattr(scheduler, 'monitor', None)
+            if metrics and name is not None and name not in metrics:
+                runner.logger.warning(
+                    f'{type(scheduler).__name__} monitors {name!r}, which is no metric of this evaluator; it has '
+                    f'{", ".join(map(repr, metrics))}: the schedule is left out'
+                )
+                runner.param_schedulers.remove(scheduler)
+
     def after_train(self, runner: Runner) -> None:
         """Check the last losses."""
         self._fetch(runner)
