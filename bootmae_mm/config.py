@@ -31,7 +31,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     """Read a config and apply ``--cfg-options``.
 
     mmengine computes a base file before it looks at the file that inherits from it: a name such as ``data_root`` or
-    ``masking`` that a child config or an option sets anew would no longer reach what the base has made of it. Here it
+    ``masking`` that a child config or an option overrides would no longer reach what the base has made of it. Here it
     does, as if the base had been written with the new value.
 
     Args:
@@ -80,7 +80,7 @@ def check_bound(cfg: Config) -> None:
     late = sorted(_late_names(config_files(cfg.filename), cfg))
     if late:
         raise ValueError(
-            f'{cfg.filename} sets {late} anew, which mmengine alone does not pass on to what its base files made of '
+            f'{cfg.filename} overrides {late}, which mmengine alone does not pass on to what its base files made of '
             'them; read it with bootmae_mm.config.load_config, or set the keys themselves'
         )
 

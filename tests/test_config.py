@@ -42,7 +42,7 @@ def test_the_same_on_the_command_line():
 def test_mmengine_alone_is_told_to_read_it_with_this_project(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(f'_base_ = {PRETRAIN!r}\nmasking = dict(ratio=0.5)\n')
-    with pytest.raises(ValueError, match=r"child.py sets \['masking'\] anew.*with bootmae_mm.config.load_config"):
+    with pytest.raises(ValueError, match=r"child.py overrides \['masking'\].*with bootmae_mm.config.load_config"):
         check_bound(Config.fromfile(child))
     check_bound(copy.deepcopy(load_config(child)))
     check_bound(Config.fromfile(PRETRAIN))
