@@ -51,7 +51,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     cfg = Config.fromfile(path)
     file = config_files(path)
     late = _late_names(file, cfg)
-    values = _parsed(copy.deepcopy(options or {}), cfg)  # merging takes _delete_ out of them
+    values = _parsed(options or {}, cfg)
     _check_options(values, cfg, file)
     helpers = {key: value for key, value in values.items() if key.split('.')[0] not in RUNNER_KEYS}
     final = _final_values(file, late | {key.split('.')[0] for key in helpers}, helpers)
@@ -108,12 +108,18 @@ def _parsed(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
 
 
 def _merge(cfg: Config, options: dict[str, Any]) -> None:
-    """Apply options one by one, so that an impossible one is named."""
-    for key, value in options.items():
-        try:
-            cfg.merge_from_dict({key: value})
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f'--cfg-options {key}: there is no such place in the config ({error})') from error
+    """Apply options together (``_delete_`` is one of them); an impossible one is named."""
+    mistakes = (KeyError, IndexError, TypeError, AttributeError)
+    before = copy.deepcopy(cfg)
+    try:
+        cfg.merge_from_dict(copy.deepcopy(options))  # mmengine takes _delete_ out of them
+    except mistakes as error:
+        for key, value in options.items():
+            try:
+                copy.deepcopy(before).merge_from_dict({key: value})
+            except mistakes:
+                raise ValueError(f'--cfg-options {key}: there is no such place in the config ({error})') from error
+        raise
 
 
 def _final_values(file: ConfigFile, names: set[str], options: dict[str, Any]) -> dict[str, Any]:

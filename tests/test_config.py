@@ -201,3 +201,10 @@ def test_a_key_of_a_child_config_that_is_meant_for_a_deeper_place(tmp_path):
 )
 def test_lists_on_the_command_line(text, current, value):
     assert parse_value(text, current) == value
+
+
+def test_options_that_belong_together():
+    options = {'model.teacher._delete_': True, 'model.teacher.checkpoint': 'x.pth', 'model.teacher.prefix': 'backbone.'}
+    cfg = load_config(ROOT / 'configs/pretrain/ablations/frozen_teacher.py', options)
+    assert cfg.model.teacher == dict(checkpoint='x.pth', prefix='backbone.')
+    assert '_delete_' not in cfg.model.teacher and options['model.teacher._delete_'] is True
