@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 r"""Pack a folder of images into a cache that is quick to read: shortened once, in ZIP archives without compression.
 
-An interrupted call goes on where it was.
+Images are packed as 8-bit RGB: other channels and a value range are for folders of images only. An interrupted call
+resumes where it was.
 
 Examples:
     python tools/pack_dataset.py data/imagenet/train data/imagenet_packed/train --edge 256 --workers 16

@@ -84,7 +84,7 @@ def check_settings(cfg: Config) -> None:
         if not isinstance(scheduler, dict):
             raise ValueError(f'param_scheduler.{index} must be a dict, but is {scheduler!r}')
         for key in SCHEDULER_NUMBERS & set(scheduler):
-            if scheduler[key] is not None:  # where mmengine has a default that is None
+            if scheduler[key] is not None or key in ('begin', 'end'):  # where mmengine has a default that is None
                 number(scheduler[key], f'param_scheduler.{index}.{key}')
 
 

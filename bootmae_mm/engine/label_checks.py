@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from bootmae_mm.data.paths import is_hidden
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 are turned by 90 degrees
-MAX_SCANNED = 5000  # samples of a data set whose file headers are read, about two seconds
+MAX_SCANNED = 5000  # samples of a data set whose file headers are read, some seconds
 GRAY_MODES = {'1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L'}  # Pillow's, of one channel
 
 

@@ -81,7 +81,8 @@ def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> Non
         for scheduler in schedulers:
             if isinstance(scheduler, dict):
                 scale_scheduler(scheduler, old, length)
-        ends = ', '.join(f'{s.get("type")} {s.get("begin", 0):g}..{s.get("end", length.number):g}' for s in schedulers)
+        parts = [part for part in schedulers if isinstance(part, dict)]
+        ends = ', '.join(f'{s.get("type")} {s.get("begin", 0)}..{s.get("end", length.number)}' for s in parts)
         print_log(f'param_scheduler, written for {old}, is scaled to {length}: {ends}', logger='current')
     hooks = cfg.get('default_hooks') or ConfigDict()
     old, decay = written['default_hooks.ema.decay'], value_at(cfg, 'default_hooks.ema.decay')
@@ -129,7 +130,11 @@ def _sets_unit(file: ConfigFile, hook: str, options: dict[str, Any]) -> bool:
 
 
 def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> None:
-    """Scale the points in time of one scheduler's config, in place."""
+    """Scale the points in time of one scheduler's config, in place; one that is no number is refused elsewhere."""
+    points = [scheduler[key] for key in POSITIONS if key in scheduler]
+    points += [value for key in LISTS for value in scheduler.get(key) or []]
+    if not all(isinstance(value, (int, float)) for value in points):
+        return
     factor = new.number / old.number
     by_epoch = scheduler.get('by_epoch', True)
     if old.by_epoch != new.by_epoch:

@@ -269,3 +269,23 @@ def test_sixteen_bits_are_flipped_and_normalized():
     preprocessor = BootMAEDataPreprocessor(mean=[0.0], std=[1000.0])
     batch = dict(inputs=values.to(torch.uint16), flip=torch.tensor([True]))
     assert preprocessor(batch)['inputs'].flatten().tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
+def test_decay_and_ramp_of_a_run_by_iterations(tmp_path, image_folder):
+    """In every iteration; with positions and lengths in iterations. Four batches an epoch, six iterations."""
+    options = {
+        'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=6),
+        'default_hooks.ema.decay': [(0, 0.5), (4, 0.9)],
+        'default_hooks.feature_weight.weight': 1.0,
+    }
+    runner = make_runner(tmp_path, image_folder, options, batch_size=2)
+    found = []
+
+    class Look(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            ema = next(hook for hook in runner.hooks if isinstance(hook, BootMAEEMAHook))
+            found.append((round(ema.decay, 6), round(runner.model.feature_weight, 6)))
+
+    runner.register_hook(Look())
+    runner.train()
+    assert found == [(0.5, 0.333333), (0.6, 0.666667), (0.7, 1.0), (0.8, 1.0), (0.9, 1.0), (0.9, 1.0)]

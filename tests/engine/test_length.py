@@ -2,6 +2,7 @@
 
 import pytest
 
+from bootmae_mm.engine.checks import check_settings
 from bootmae_mm.engine.launch import read_config
 from tests.conftest import ROOT
 
@@ -138,3 +139,17 @@ def test_json_and_lazy_configs(tmp_path):
         'train_cfg = dict(by_epoch=True, max_epochs=10)\n'
     )
     assert read_config(str(tmp_path / 'lazy.py')).param_scheduler[0].end == 10
+
+
+def test_points_in_time_that_are_none(tmp_path):
+    """They get past the scaling, and are named by the check of settings."""
+    child = tmp_path / 'child.py'
+    child.write_text(
+        f"_base_ = {PRETRAIN!r}\nparam_scheduler = [dict(type='LinearLR', begin=None, end='abc'), 4]\n"
+        'train_cfg = dict(max_epochs=800)\n'
+    )
+    for end, message in (("'abc'", 'param_scheduler.0.(begin|end) must be a number'), ('9', 'begin must be a number')):
+        child.write_text(child.read_text().replace("'abc'", end))
+        cfg = read_config(str(child), {'train_cfg.max_epochs': 5})
+        with pytest.raises(ValueError, match=message):
+            check_settings(cfg)

@@ -90,6 +90,8 @@ def test_logits_of_every_form(tmp_path, form, run_tool):
     model.train_cfg = None
     classifier = MODELS.build(model).eval()
     classifier.load_state_dict(torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict'])
+    bias = classifier.backbone.layers[0].attn.qkv.bias
+    assert (bias[24:48] == 0).all() and (bias[:24] != 0).all()  # which no output tells
     images = torch.randn(2, 3, 32, 32)
     source = {name: value.float() for name, value in (checkpoint[form] if form else state).items()}
     wanted = official_logits(source, images)

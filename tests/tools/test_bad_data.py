@@ -232,6 +232,34 @@ def test_foreground_that_is_ignored_is_warned_of(train, scenes, tmp_path):
     assert 'only class 0 occurs in the first 1 batches, and pixels of id 255' in log
 
 
+def test_foreground_that_only_validation_ignores_is_warned_of(train, scenes, tmp_path):
+    for path in maps_of(scenes):
+        foreground = 255 if path.parent.name == 'validation' else 1
+        Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, foreground, 0).astype(np.uint8)).save(path)
+    plain = [
+        f'{name}_dataloader.dataset.{key}=False'
+        for name in ('train', 'val', 'test')
+        for key in ('reduce_zero_label', 'pipeline.1.reduce_zero_label')
+    ]
+    status, message = train(SEG, scenes, *plain)
+    assert status == 0, message
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'validation: only class 0 occurs, all other pixels are 255' in log
+
+
+def test_labels_of_the_test_set_are_checked(train, run_tool, scenes, tmp_path):
+    status, message = train(SEG, scenes)
+    assert status == 0, message
+    path = sorted((scenes / 'images/validation').glob('*.png'))[0]
+    turn(path, 6)
+    label = scenes / 'annotations/validation' / path.name
+    Image.open(label).crop((0, 0, 48, 40)).save(label)
+    arguments = (ROOT / f'configs/{SEG}.py', tmp_path / 'work/iter_1.pth', '--work-dir', tmp_path / 'test')
+    options = ('test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False', *SHORT[SEG])
+    status, _, message = run_tool('test.py', *arguments, '--cfg-options', f'data_root={scenes}', *options)
+    assert status == 1 and path.name in message and 'EXIF orientation 6' in message, message
+
+
 def test_nothing_to_learn_stops_a_run_of_any_task(train, scenes):
     """Every pixel is ignored by the loss, which no check of labels can know."""
     losses = [f'model.{head}.loss_decode.loss_weight=0.0' for head in ('decode_head', 'auxiliary_head')]
