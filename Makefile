@@ -43,10 +43,11 @@ test-fast: install  ## the tests that take seconds
 test-upstream: install-upstream  ## the whole suite with the original OpenMMLab distributions
 	@$(ENV)-upstream/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-lint: install  ## style and types
+lint: install  ## style, types, and the layers of the package
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 lock: install  ## resolve the lock files anew from requirements/*.in
 	@for name in onedl upstream; do \

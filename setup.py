@@ -14,6 +14,10 @@ ONEDL = ['onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4', 'onedl-mmpre
 OPENMMLAB = ['mmengine>=0.10.7,<0.12', 'mmcv-lite>=2.1.0,<2.2', 'mmpretrain>=1.2.0,<1.3', 'setuptools<81']
 
 
+# Tools for the repository: what they import is not installed.
+UNINSTALLED = ('install.py', 'benchmark.py', 'check_parity.py', 'demo.py', 'demo_transfer.py', 'make_digit_scenes.py')
+
+
 class BuildWithConfigs(build_py):
     """Copies the configs, the tools and model-index.yml to bootmae_mm/.mim, where OpenMMLab's tools look for them."""
 
@@ -27,7 +31,7 @@ class BuildWithConfigs(build_py):
                 ROOT / folder,
                 target / folder,
                 dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns('__pycache__', 'install.py'),
+                ignore=shutil.ignore_patterns('__pycache__', *UNINSTALLED),
             )
         shutil.copy2(ROOT / 'model-index.yml', target / 'model-index.yml')
 
@@ -55,6 +59,7 @@ setup(
         'torchvision>=0.21,<0.27',
         'numpy>=2',
         'matplotlib',
+        'pydantic>=2.8,<3',
         'safetensors',
         'tensorboard',
     ],

@@ -5,8 +5,8 @@ the stand-in for mmcv's compiled operators, which acts only where those are miss
 a registry of :mod:`bootmae_mm.registry` is first asked for one.
 """
 
-from .interop.operators import register_stand_in
-from .interop.requirements import check_requirements
+from .compat.distributions import check_requirements
+from .compat.operators import register_stand_in
 from .version import __version__
 
 check_requirements()

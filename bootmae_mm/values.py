@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 # No count in a config is larger: a mistake is named here, before it fills the memory.
 MOST = 10**9
+MAX_SIDE = 2**16  # of an image in pixels, and of a token
 
 
 def integer(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
@@ -68,6 +70,20 @@ def number(
     ):
         raise ValueError(f'{name} must be a number{_span(least, most, above, below)}, but is {value!r}')
     return value
+
+
+def to_pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
+    """Return ``(height, width)`` of an int or a pair of positive ints.
+
+    Raises:
+        ValueError: If ``size`` is neither, or larger than :data:`MAX_SIDE`; the message starts with ``name``.
+    """
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    try:
+        height, width = (integer(edge, name, 1, MAX_SIDE) for edge in pair)
+    except ValueError as error:
+        raise ValueError(f'{name} must be a positive int or a pair of them, but is {size!r}') from error
+    return height, width
 
 
 def check_bool(value: Any, name: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bootmae_mm.data.digit_scenes import write_scenes
 from bootmae_mm.engine.launch import prepare, read_config
+from examples.digit_scenes import write_scenes
 from tests.conftest import ROOT
 
 SIZES = {

@@ -5,7 +5,7 @@ Examples:
     python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 256
     python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 8 --dtype float32 --against mae
     python tools/benchmark.py step CONFIG --against authors --authors-path ~/BootMAE
-    python tools/benchmark.py levers configs/pretrain/bootmae_vitb.py --batch 256
+    python tools/benchmark.py ablations configs/pretrain/bootmae_vitb.py --batch 256
     python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --images /your/images --workers 4 8 16
     python tools/benchmark.py train configs/pretrain/bootmae_vitb.py --batch 256 --workers 12
     python tools/benchmark.py scale configs/pretrain/bootmae_vitb.py --processes 1 2 4 8 --batch 256
@@ -16,10 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks and examples are not installed
 
 if TYPE_CHECKING:  # imported where it is used, so that --help is quick
     from collections.abc import Callable
@@ -27,13 +30,13 @@ if TYPE_CHECKING:  # imported where it is used, so that --help is quick
     import torch
     from mmengine.config import Config
 
-    from bootmae_mm.benchmark.step import TrainingStep
+    from benchmarks.step import TrainingStep
 
 PHOTOGRAPHS = 'work_dirs/benchmark/photographs'
 
 
 def read_command_line() -> argparse.Namespace:
-    from bootmae_mm.arguments import cfg_options_argument, parse_args
+    from bootmae_mm.cli import cfg_options_argument, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest='what', required=True)
@@ -61,7 +64,7 @@ def read_command_line() -> argparse.Namespace:
     step.add_argument('--picture', help='draw where the time goes into this PNG')
     step.add_argument('--authors-path', help='a checkout of github.com/LightDXY/BootMAE')
 
-    single = part('levers', 'parts of a step in a plain form and in the one that is used, in turns')
+    single = part('ablations', 'parts of a step in a plain form and in the one that is used, in turns')
     of_steps(single, 8)
     single.add_argument('--warmup', type=int, default=3, help='calls before (default: 3)')
 
@@ -86,7 +89,7 @@ def read_command_line() -> argparse.Namespace:
 
 def photographs(given: str | None) -> str:
     """The folder of images to load, made if none is given."""
-    from bootmae_mm.benchmark.loader import make_photographs
+    from benchmarks.loader import make_photographs
 
     if given is None and not Path(PHOTOGRAPHS).is_dir():
         print('Making photographs', flush=True)
@@ -132,7 +135,7 @@ def print_step(result: dict) -> None:
 
 def compare_steps(step: TrainingStep, others: dict, memory: dict, warmup: int, repeats: int) -> dict:
     """Steps of several programs in turns, as a table; returns the numbers."""
-    from bootmae_mm.benchmark.timing import alternately
+    from benchmarks.timing import alternately
 
     seconds = alternately({'this': step, **others}, step.device, warmup, repeats)
     against = {
@@ -157,9 +160,9 @@ def compare_steps(step: TrainingStep, others: dict, memory: dict, warmup: int, r
 
 def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """A step alone, and beside those of others."""
-    from bootmae_mm.benchmark.rivals import AuthorsStep, MAEStep
-    from bootmae_mm.benchmark.step import TrainingStep, measure_step
-    from bootmae_mm.benchmark.timing import memory_of
+    from benchmarks.baselines import AuthorsStep, MAEStep
+    from benchmarks.step import TrainingStep, measure_step
+    from benchmarks.timing import memory_of
 
     step = TrainingStep(cfg, args.batch, device, args.dtype)
     makers: dict[str, Callable[[], Callable[[], object]]] = {}
@@ -180,7 +183,7 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
         others[name], memory[name] = memory_of(make, device)
     print_step(result)
     if args.picture:
-        from bootmae_mm.benchmark.timing import device_name
+        from benchmarks.timing import device_name
         from bootmae_mm.visualization import draw_parts
 
         title = f'{Path(args.config).stem}, batch {args.batch}, {result["dtype"]}, {device_name(device)}'
@@ -190,14 +193,14 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
     return result
 
 
-def bench_levers(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
-    """Single levers."""
-    from bootmae_mm.benchmark.levers import measure_levers
-    from bootmae_mm.benchmark.step import TrainingStep
+def bench_ablations(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
+    """Single ablations."""
+    from benchmarks.ablations import measure_ablations
+    from benchmarks.step import TrainingStep
     from bootmae_mm.data import MaskSampling
 
     step = TrainingStep(cfg, args.batch, device, args.dtype)
-    results = measure_levers(step, MaskSampling(**cfg.train_dataloader.dataset.masking), args.warmup, args.repeats)
+    results = measure_ablations(step, MaskSampling(**cfg.train_dataloader.dataset.masking), args.warmup, args.repeats)
     print(f'batch {args.batch}, {str(step.dtype).removeprefix("torch.")}; milliseconds\n')
     rows(
         [('', 'plain', 'used', 'times')]
@@ -206,12 +209,12 @@ def bench_levers(args: argparse.Namespace, cfg: Config, device: torch.device) ->
             for item in results
         ]
     )
-    return dict(levers=results)
+    return dict(ablations=results)
 
 
 def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """Pipelines beside each other."""
-    from bootmae_mm.benchmark.loader import OWN, mask_share, measure_loader, packed_pipelines, pipelines
+    from benchmarks.loader import OWN, mask_share, measure_loader, packed_pipelines, pipelines
 
     folder = photographs(args.images)
     options = pipelines(cfg, folder)
@@ -238,8 +241,8 @@ def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) ->
 
 def bench_train(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """Loader and step together."""
-    from bootmae_mm.benchmark.loader import build_loader, measure_waiting, pipelines
-    from bootmae_mm.benchmark.step import TrainingStep
+    from benchmarks.loader import build_loader, measure_waiting, pipelines
+    from benchmarks.step import TrainingStep
 
     options = list(pipelines(cfg, photographs(args.images)).values())[-1]
     step = TrainingStep(cfg, args.batch, device, args.dtype)
@@ -250,7 +253,7 @@ def bench_train(args: argparse.Namespace, cfg: Config, device: torch.device) -> 
 
 def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
     """Processes, batches, resolutions."""
-    from bootmae_mm.benchmark.scale import check_processes, measure_growth, measure_processes
+    from benchmarks.scale import check_processes, measure_growth, measure_processes
 
     check_processes(args.processes, device)
     growth = measure_growth(cfg, device, args.batches, args.sizes, args.repeats, args.dtype)
@@ -290,9 +293,9 @@ def main() -> None:
     args = read_command_line()
     import torch
 
-    from bootmae_mm.benchmark.timing import device_name
+    from benchmarks.timing import device_name
+    from bootmae_mm.checkpoints.reading import reason_of
     from bootmae_mm.engine.launch import read_config
-    from bootmae_mm.interop.checkpoint import reason_of
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -302,7 +305,9 @@ def main() -> None:
     print(f'{device_name(device)}, torch {torch.__version__}', flush=True)
     try:
         cfg = read_config(args.config, args.cfg_options)
-        measure = dict(step=bench_step, levers=bench_levers, loader=bench_loader, train=bench_train, scale=bench_scale)
+        measure = dict(
+            step=bench_step, ablations=bench_ablations, loader=bench_loader, train=bench_train, scale=bench_scale
+        )
         result = measure[args.what](args, cfg, device)
     except pickle.UnpicklingError as error:  # of what mmengine reads by itself
         raise SystemExit(f'error: a checkpoint does not load safely: {reason_of(error)}') from error

@@ -12,8 +12,12 @@ Example:
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 import bootmae_mm  # noqa: F401  registers what the import below needs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks and examples are not installed
 
 
 def main() -> None:
@@ -21,7 +25,7 @@ def main() -> None:
     parser.add_argument('prefix', help='path of the pair of files without .json and .safetensors')
     args = parser.parse_args()
 
-    from bootmae_mm.interop.parity import Parity
+    from benchmarks.parity import Parity
 
     try:
         differences = Parity.from_files(args.prefix).run()

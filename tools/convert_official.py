@@ -21,7 +21,7 @@ import bootmae_mm  # noqa: F401  registers what the imports below need
 
 
 def main() -> None:
-    from bootmae_mm.arguments import parse_args
+    from bootmae_mm.cli import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='checkpoint to read')
@@ -37,10 +37,10 @@ def main() -> None:
 
     import torch
 
-    from bootmae_mm.interop.checkpoint import load_file
-    from bootmae_mm.interop.classification import classification_to_project, is_official_classification
-    from bootmae_mm.interop.official import to_official, to_project
-    from bootmae_mm.interop.segmentation import is_official_segmentation, segmentation_to_project
+    from bootmae_mm.checkpoints.official import to_official, to_project
+    from bootmae_mm.checkpoints.official_classifier import classification_to_project, is_official_classification
+    from bootmae_mm.checkpoints.official_segmentor import is_official_segmentation, segmentation_to_project
+    from bootmae_mm.checkpoints.reading import load_file
 
     try:
         checkpoint = load_file(args.source)

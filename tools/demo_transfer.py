@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks and examples are not installed
+
 if TYPE_CHECKING:  # imported where it is used, so that --help is quick
     import numpy as np
 
@@ -71,7 +73,7 @@ def prepared(args: argparse.Namespace, work_dir: Path, counts: dict[str, int]) -
         subprocess.run([sys.executable, str(ROOT / 'tools/demo.py')], check=True)
     from mmengine.utils import ProgressBar
 
-    from bootmae_mm.data.digit_scenes import write_scenes
+    from examples.digit_scenes import write_scenes
 
     scenes = work_dir / ('scenes_quick' if args.quick else 'scenes')
     if not scenes.is_dir():

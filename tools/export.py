@@ -24,7 +24,7 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
 
 def main() -> None:
-    from bootmae_mm.arguments import parse_args
+    from bootmae_mm.cli import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='path or URL of the checkpoint')
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument('--prefix', help="of the encoder's keys: backbone. (default) or teacher.")
     args = parse_args(parser)
 
-    from bootmae_mm.interop.export import export, read_encoder
-    from bootmae_mm.interop.preprocessing import read_preprocessing
+    from bootmae_mm.export.exporting import export, read_encoder
+    from bootmae_mm.export.preprocessing import read_preprocessing
 
     path = Path(args.checkpoint)
     beside = Path() if '://' in args.checkpoint else path.parent

@@ -40,7 +40,7 @@ def features_of(model: nn.Module, loader: DataLoader, name: str) -> tuple[Tensor
 
 
 def read_command_line() -> argparse.Namespace:
-    from bootmae_mm.arguments import cfg_options_argument, parse_args
+    from bootmae_mm.cli import cfg_options_argument, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='path of the config')

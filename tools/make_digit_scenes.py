@@ -12,8 +12,12 @@ Example:
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks and examples are not installed
 
 
 def main() -> None:
@@ -27,7 +31,7 @@ def main() -> None:
 
     from mmengine.utils import ProgressBar
 
-    from bootmae_mm.data.digit_scenes import write_scenes
+    from examples.digit_scenes import write_scenes
 
     counts = dict(training=args.training, validation=args.validation)
     bar = ProgressBar(sum(counts.values()))

@@ -39,8 +39,8 @@ def main() -> None:
     from mmengine.utils import ProgressBar
 
     from bootmae_mm.data import ImageFolder
-    from bootmae_mm.data.packed import Pack
-    from bootmae_mm.data.packing import PackOptions, pack
+    from bootmae_mm.data.pack_reader import Pack
+    from bootmae_mm.data.pack_writer import PackOptions, pack
 
     try:
         if args.check:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    from bootmae_mm.arguments import parse_args
+    from bootmae_mm.cli import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='checkpoint of a pretraining run')
@@ -33,7 +33,7 @@ def main() -> None:
 
     from PIL import Image
 
-    from bootmae_mm.interop.checkpoint import load_model
+    from bootmae_mm.checkpoints.reading import load_model
     from bootmae_mm.visualization import draw_reconstruction, reconstruct
 
     try:
@@ -69,7 +69,7 @@ def find_images(sources: list[str]) -> list[str]:
 
 def loading_step(cfg: Config) -> dict:
     """The step of the config's pipeline that reads a file: channels and value range are those of the training."""
-    from bootmae_mm.interop.checkpoint import check_types
+    from bootmae_mm.checkpoints.reading import check_types
 
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
     for step in pipeline:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_command_line() -> argparse.Namespace:
-    from bootmae_mm.arguments import common_arguments, parse_args
+    from bootmae_mm.cli import common_arguments, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common_arguments(parser)
@@ -90,10 +90,10 @@ def main() -> None:
     args = read_command_line()
     from mmengine.logging import print_log
 
+    from bootmae_mm.checkpoints.reading import reason_of
     from bootmae_mm.engine.hooks.interruption import Interrupted
     from bootmae_mm.engine.launch import cause_of, finish, is_refusal, launched_rank
     from bootmae_mm.engine.recovery import choose_start, lock
-    from bootmae_mm.interop.checkpoint import reason_of
 
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     try:

@@ -3,7 +3,7 @@
 from .datasets import Digits, ImageFolder
 from .labelled import LabelledFolder
 from .masking import MaskSampling
-from .packed import PackedImages
+from .pack_reader import PackedImages
 from .samplers import SeededSampler
 from .transforms import (
     LoadRGB,

@@ -10,9 +10,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from bootmae_mm.registry import TRANSFORMS
-from bootmae_mm.values import integer, number
-
-from ..models.tokens import to_pair
+from bootmae_mm.values import integer, number, to_pair
 
 # A block is drawn anew until it adds a patch and not too many; where block sizes and grid hardly fit each other, a
 # single patch is masked after so many tries, so that the loop ends. With the paper's numbers that never happens.

@@ -18,9 +18,8 @@ from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandom
 from torch.utils.data import default_collate
 
 from bootmae_mm.registry import FUNCTIONS, TRANSFORMS
-from bootmae_mm.values import check_bool, integer, number
+from bootmae_mm.values import check_bool, integer, number, to_pair
 
-from ..models.tokens import to_pair
 from .decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, ValueRangeError, decode
 
 

@@ -15,11 +15,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bootmae_mm.interop.checkpoint import load_file
-from bootmae_mm.interop.encoder import encoder_state
+from bootmae_mm.checkpoints.encoder import encoder_state
+from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.values import integer, number
 
-from .hooks.teacher import unwrapped
 from .label_checks import (
     check_coco_files,
     check_heads,
@@ -29,6 +28,7 @@ from .label_checks import (
     datasets_of,
 )
 from .launch import LOADERS
+from .sharding import unwrapped
 
 # Options of mmengine's schedulers that are numbers, and are first used when their turn comes, perhaps after days.
 SCHEDULER_NUMBERS = {

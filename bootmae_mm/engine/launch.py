@@ -15,8 +15,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
+from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints
 from bootmae_mm.config import load_config
-from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
 
 from .length import fit_to_length
 

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
 from bootmae_mm.config import bound_names, late_binding, value_at
-from bootmae_mm.config_files import ConfigFile, config_files
+from bootmae_mm.config.files import ConfigFile, config_files
 
 # Options of mmengine's schedulers that are points in time, and lists of them.
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')

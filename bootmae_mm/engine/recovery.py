@@ -13,7 +13,7 @@ from typing import IO
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from bootmae_mm.interop.checkpoint import load_file, local_file
+from bootmae_mm.checkpoints.reading import load_file, local_file
 
 LAST = 'last_checkpoint'
 LOCK = '.lock'

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.optim import _ParamScheduler
 from mmengine.runner import Runner
 
-from bootmae_mm.interop.checkpoint import saved_config
+from bootmae_mm.checkpoints.reading import saved_config
 
 # Of no consequence for what is trained.
 IGNORED = {'work_dir', 'load_from', 'resume', 'launcher', 'log_level', 'experiment_name', 'auto_resume'}

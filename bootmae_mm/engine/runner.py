@@ -20,18 +20,17 @@ from mmengine.visualization.vis_backend import BaseVisBackend, TensorboardVisBac
 from torch import nn
 from torch.utils.data import DataLoader
 
-from bootmae_mm.arguments import data_only
+from bootmae_mm.checkpoints.reading import load_file
+from bootmae_mm.checkpoints.trust import data_only
 from bootmae_mm.data import ImageFolder
 from bootmae_mm.data.samplers import SeededList
-from bootmae_mm.interop.checkpoint import load_file
 
 from .checks import check_agreement
 from .hooks.interruption import InterruptionHook, heed_only_the_parent
-from .hooks.teacher import unwrapped
 from .loops import EpochLoop, IterLoop
 from .recovery import write_durably
 from .resuming import Hyperparameters, adapt_position, check_resumable, progress_meta
-from .sharding import gathered_states, is_sharded
+from .sharding import gathered_states, is_sharded, unwrapped
 
 UNREADABLE = 'unreadable_images.txt'
 REOPEN_AFTER = 60.0  # seconds

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -15,7 +16,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bootmae_mm.registry import MODEL_WRAPPERS
 
-from .hooks.teacher import unwrapped
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model
 
 
 @MODEL_WRAPPERS.register_module()

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from bootmae_mm.interop.encoder import load_encoder
+from bootmae_mm.checkpoints.encoder import load_encoder
 from bootmae_mm.registry import MODELS
 from bootmae_mm.values import number
 

@@ -13,13 +13,13 @@ from mmpretrain.models import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
-from bootmae_mm.interop.encoder import load_encoder
+from bootmae_mm.checkpoints.encoder import load_encoder
 from bootmae_mm.registry import MODELS
-from bootmae_mm.values import integer, number
+from bootmae_mm.values import MAX_SIDE, integer, number, to_pair
 
 from .block import EncoderBlock, run_block
-from .relative_position import RelativePositionBias
-from .tokens import MOST_WIDE, patch_grid, sincos_pos_embed, take_patches, take_tokens, to_pair
+from .relative_position import RelativePositionBias, resize_bias_table
+from .tokens import patch_grid, sincos_pos_embed, take_patches, take_tokens
 
 
 def _arch(embed_dims: int, num_layers: int, num_heads: int) -> dict:
@@ -52,7 +52,7 @@ class BootMAEViT(VisionTransformer):
         rel_pos_bias: Add a relative-position bias (BEiT's) to every block; zero at first.
         with_cp: Save memory by computing activations again in the backward pass (activation checkpointing).
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=..., min_share=1.0)`` loads weights for certain; see
-            :func:`bootmae_mm.interop.encoder.load_encoder`.
+            :func:`bootmae_mm.checkpoints.encoder.load_encoder`.
         **kwargs: As for ``VisionTransformer``: ``out_type``, ``final_norm``, ``drop_path_rate``,
             ``layer_scale_init_value``, ``with_cls_token``, ...
 
@@ -85,7 +85,7 @@ class BootMAEViT(VisionTransformer):
         **kwargs: object,
     ) -> None:
         self._check_arch(arch)
-        integer(kwargs.get('in_channels', 3), 'in_channels', 1, MOST_WIDE)
+        integer(kwargs.get('in_channels', 3), 'in_channels', 1, MAX_SIDE)
         self.grid_size = patch_grid(img_size, patch_size)
         number(kwargs.get('drop_path_rate', 0.0), 'drop_path_rate', least=0, below=1)
         super().__init__(
@@ -119,7 +119,7 @@ class BootMAEViT(VisionTransformer):
         if not isinstance(arch, dict) or not needed <= set(arch):
             raise ValueError(f'a custom arch is a dict with {", ".join(sorted(needed))}, but is {arch!r}')
         for key in sorted(needed):
-            integer(arch[key], f'arch.{key}', 1, 1000 if key == 'num_layers' else MOST_WIDE)
+            integer(arch[key], f'arch.{key}', 1, 1000 if key == 'num_layers' else MAX_SIDE)
         if arch['embed_dims'] % 4:
             raise ValueError(
                 f'embed_dims {arch["embed_dims"]} is not divisible by 4, as the sine-cosine position embedding needs'
@@ -252,6 +252,40 @@ class BootMAEViT(VisionTransformer):
         parts = ('rel_pos_bias', 'gamma1', 'gamma2')
         return {name for name in self.state_dict() if name.startswith('ln2.') or any(part in name for part in parts)}
 
+    @torch.no_grad()
+    def resize_positions(self, state: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[str]:
+        """Resize in a state dict, in place, what depends on the number of patches: bicubic, as BEiT does.
+
+        Args:
+            state: Weights of an encoder in this project's names.
+            grid: Rows and columns of patches that its position embedding is for; a square, or this encoder's, if None.
+
+        Returns:
+            Names of the weights that were resized.
+        """
+        wanted = self.state_dict()
+        resized = []
+        embed = state.get('pos_embed')
+        # The same number of patches may still be another grid, which only the caller knows.
+        if embed is not None and embed.dim() == 3 and (grid or embed.shape != wanted['pos_embed'].shape):
+            extra = self.num_extra_tokens
+            if not extra and 'cls_token' in state:
+                embed = embed[:, 1:]
+            source = _grid_of(embed.shape[1] - extra, grid, self.grid_size)
+            if source is not None:
+                state['pos_embed'] = resize_pos_embed(embed, source, self.grid_size, 'bicubic', extra)
+                if source != self.grid_size:
+                    resized.append('pos_embed')
+        for name in [name for name in state if name.endswith('.rel_pos_bias.relative_position_bias_table')]:
+            if name in wanted and state[name].shape != wanted[name].shape:
+                bias = self.get_submodule(name.rpartition('.')[0])
+                extra = 3 if bias.class_token else 0
+                side = math.isqrt(len(state[name]) - extra)
+                if side * side == len(state[name]) - extra and side % 2:
+                    state[name] = resize_bias_table(state[name], ((side + 1) // 2,) * 2, bias.grid)
+                    resized.append(name)
+        return resized
+
     def encode_visible(
         self, images: Tensor, ids_keep: Tensor, context_blocks: set[int] | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
@@ -320,3 +354,12 @@ class BootMAEViT(VisionTransformer):
                 f'images of shape (batch, channels, {self.img_size[0]}, {self.img_size[1]}) are wanted '
                 f'(img_size of the backbone), but their shape is {tuple(images.shape)}'
             )
+
+
+def _grid_of(patches: int, given: tuple[int, int] | None, wanted: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of a number of patches: as given, as wanted, or a square; None if none fits."""
+    side = math.isqrt(patches)
+    for rows, columns in [tuple(given)] if given else [wanted, (side, side)]:
+        if rows * columns == patches:
+            return rows, columns
+    return None

@@ -8,11 +8,11 @@ from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
-from bootmae_mm.values import integer, number
+from bootmae_mm.values import MAX_SIDE, integer, number
 
 from .attention import DecoderAttention
 from .block import run_block
-from .tokens import MOST_WIDE, SharedTokens, sincos_pos_embed
+from .tokens import SharedTokens, sincos_pos_embed
 
 
 class DecoderBlock(nn.Module):
@@ -207,13 +207,13 @@ class BootMAENeck(BaseModule):
 
     @staticmethod
     def _check(options: dict, name: str) -> None:
-        width = integer(options['width'], f'{name}.width', 4, MOST_WIDE)
+        width = integer(options['width'], f'{name}.width', 4, MAX_SIDE)
         if width % 4:
             raise ValueError(f'{name}.width {width} is not divisible by 4, as the sine-cosine position embedding needs')
         integer(options['depth'], f'{name}.depth', 1, 1000)
         integer(options['num_heads'], f'{name}.num_heads', 1, width)
         number(options['eps'], f'{name}.eps', above=0)
-        if number(options['mlp_ratio'], f'{name}.mlp_ratio', above=0, most=MOST_WIDE) * width < 1:
+        if number(options['mlp_ratio'], f'{name}.mlp_ratio', above=0, most=MAX_SIDE) * width < 1:
             raise ValueError(
                 f'{name}.mlp_ratio {options["mlp_ratio"]} leaves the MLP of a width of {width} without units'
             )

@@ -6,47 +6,31 @@ patches are meant, and nothing is ever put back in image order (attention does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bootmae_mm.values import integer
+from bootmae_mm.values import integer, to_pair
 
-# Of an image in pixels, or of a token: a mistake is named before it fills the memory.
-MOST_WIDE = 2**16
-MOST_PATCHES = 2**18
-
-
-def to_pair(size: int | tuple[int, int], name: str) -> tuple[int, int]:
-    """Return ``(height, width)`` of an int or a pair of positive ints.
-
-    Raises:
-        ValueError: If ``size`` is neither, or larger than :data:`MOST_WIDE`; the message starts with ``name``.
-    """
-    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
-    try:
-        height, width = (integer(edge, name, 1, MOST_WIDE) for edge in pair)
-    except ValueError as error:
-        raise ValueError(f'{name} must be a positive int or a pair of them, but is {size!r}') from error
-    return height, width
+MAX_PATCHES = 2**18  # of an image: a mistake is named before it fills the memory
 
 
 def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Rows and columns of patches in an image.
 
     Raises:
-        ValueError: If the image is not divisible by the patch, or has more than :data:`MOST_PATCHES`.
+        ValueError: If the image is not divisible by the patch, or has more than :data:`MAX_PATCHES`.
     """
     height, width = to_pair(img_size, 'img_size')
     integer(patch_size, 'patch_size', least=1)
     if height % patch_size or width % patch_size:
         raise ValueError(f'img_size {height}x{width} is not divisible by patch_size {patch_size}')
     rows, columns = height // patch_size, width // patch_size
-    if rows * columns > MOST_PATCHES:
-        raise ValueError(f'img_size {height}x{width} has more than {MOST_PATCHES} patches of patch_size {patch_size}')
+    if rows * columns > MAX_PATCHES:
+        raise ValueError(f'img_size {height}x{width} has more than {MAX_PATCHES} patches of patch_size {patch_size}')
     return rows, columns
 
 

@@ -9,8 +9,8 @@ import pytest
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from bootmae_mm.data.digit_scenes import write_scenes
 from bootmae_mm.engine.launch import read_config
+from examples.digit_scenes import write_scenes
 from tests.conftest import ROOT
 
 

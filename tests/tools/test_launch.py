@@ -4,9 +4,9 @@ from mmengine import Config
 from mmengine.runner import Runner
 from safetensors.torch import save_file
 
+from bootmae_mm.checkpoints.names import to_timm
 from bootmae_mm.engine.checks import check_checkpoint, check_loader, check_same_classes
 from bootmae_mm.engine.launch import cause_of, finish, launched_rank, prepare, read_config, use_amp
-from bootmae_mm.interop.timm import to_timm
 from tests.conftest import ROOT, run_config
 
 

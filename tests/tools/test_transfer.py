@@ -11,7 +11,7 @@ from mmengine import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints, load_file
+from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints, load_file
 from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from bootmae_mm.arguments import SAFE, TRUSTED, data_only
-from bootmae_mm.data.digit_scenes import write_scenes
+from bootmae_mm.checkpoints.trust import SAFE, TRUSTED, data_only
+from examples.digit_scenes import write_scenes
 from tests.conftest import ROOT, run_config, write_images
 
 DIGITS = ROOT / 'configs/cls/bootmae_vitt_digits_knn.py'
@@ -107,9 +107,9 @@ def test_refused_everywhere(way, trained, harmful, made, tmp_path, run_tool):
 @pytest.mark.parametrize('resume', [False, True])
 def test_a_runner_that_no_tool_started(resume, trained, harmful, made, tmp_path, monkeypatch):
     """The switch of the tools is not set; the Runner is as careful without."""
+    from bootmae_mm.checkpoints.reading import reason_of
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.engine.runner import Runner
-    from bootmae_mm.interop.checkpoint import reason_of
 
     for name in (SAFE, TRUSTED):
         monkeypatch.delenv(name, raising=False)
@@ -137,7 +137,7 @@ def test_what_mmengine_saves_is_read_by_it_too(trained, times):
     """With its log history, and again after that."""
     from mmengine.runner import load_checkpoint
 
-    from bootmae_mm.interop.checkpoint import allow_mmengine_checkpoints
+    from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()
     for _ in range(times):

@@ -15,8 +15,7 @@ from bootmae_mm.registry import HOOKS
 from bootmae_mm.values import integer
 
 from ..recovery import LAST, name_last
-from ..sharding import divide_states, is_sharded
-from .teacher import unwrapped
+from ..sharding import divide_states, is_sharded, unwrapped
 
 
 @HOOKS.register_module()

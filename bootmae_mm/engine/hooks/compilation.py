@@ -10,7 +10,7 @@ from torch import nn
 
 from bootmae_mm.registry import HOOKS
 
-from .teacher import unwrapped
+from ..sharding import unwrapped
 
 MOST_FORMS = 32
 

@@ -13,8 +13,7 @@ from bootmae_mm.registry import HOOKS
 from bootmae_mm.values import check_bool, integer
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
 
-from ..sharding import gathered_parameters, is_sharded
-from .teacher import unwrapped
+from ..sharding import gathered_parameters, is_sharded, unwrapped
 
 
 @HOOKS.register_module()

@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -16,11 +15,7 @@ from bootmae_mm.registry import HOOKS
 from bootmae_mm.values import check_bool, number
 
 from ..schedules import feature_weight, piecewise_linear
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model
+from ..sharding import unwrapped
 
 
 def current_epoch(runner: Runner) -> int:

@@ -1,0 +1,1 @@
+"""Checkpoints: safe reading, encoders, names of other programs, atomic writing."""

@@ -1,0 +1,155 @@
+"""Loading an encoder from any checkpoint that holds one, for certain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from .names import from_huggingface, from_timm, is_huggingface, is_timm
+from .official import is_official, to_project
+from .reading import load_file
+
+# Where a checkpoint may hold the weights; of DINO's training files the teacher is the one that is used.
+PLACES = ('state_dict', 'model', 'teacher', 'student', 'model_ema', 'module')
+
+
+@dataclass
+class LoadReport:
+    """What became of an encoder's weights.
+
+    Attributes:
+        source: The file.
+        loaded: Names of weights that came from it.
+        resized: Those of them that were resized (position embedding, tables of relative positions).
+        fresh: Names that pretraining does not have, left as initialised.
+        missing: Names that should have come from the file and did not.
+        unused: Names in the file that the encoder has no place for.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        def named(count: int, what: str, names: list[str]) -> str:
+            shown = f' ({", ".join(names[:2])}{", ..." if len(names) > 2 else ""})' if names else ''
+            return f'{count} {what}{shown}'
+
+        return ', '.join(
+            [
+                f'{len(self.loaded)} of {len(self.loaded) + len(self.missing)} pretrained weights loaded from '
+                f'{self.source}',
+                named(len(self.resized), 'of them resized', self.resized),
+                named(len(self.fresh + self.missing), 'left at init', self.missing + self.fresh),
+                named(len(self.unused), 'in the file not used', self.unused),
+            ]
+        )
+
+
+def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
+    """The encoder's weights in a checkpoint, in this project's names.
+
+    Args:
+        path: A checkpoint of this project or mmpretrain, of the authors, or with the names of timm (MAE's authors,
+            DINO's) or transformers (ViT, ViTMAE), recognized by its keys; a file of torch or safetensors, a folder of
+            transformers, or a URL.
+        prefix: Of the encoder's keys: ``'backbone.'`` for the student, ``'teacher.'`` for the momentum encoder, ``''``
+            for a file of the encoder alone. By default ``'backbone.'`` where there is such a key, else ``''``.
+
+    Returns:
+        Names without the prefix -> tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a checkpoint, or no key has the prefix.
+    """
+    checkpoint = load_file(path)
+    if is_official(checkpoint):
+        checkpoint = to_project(checkpoint).checkpoint
+    state = next((checkpoint[place] for place in PLACES if isinstance(checkpoint.get(place), dict)), checkpoint)
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    if prefix is None:
+        prefix = _prefix_of(state)
+    found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    if is_timm(found):
+        found = from_timm(found)
+    elif is_huggingface(found):
+        found = from_huggingface(found)
+    found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if not found:
+        raise ValueError(f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
+    return found
+
+
+def _prefix_of(state: dict) -> str:
+    """The prefix of the encoder's keys, by its patch embedding; the student's where there are several encoders."""
+    ends = ('patch_embed.projection.weight', 'patch_embed.proj.weight')
+    found = [name.removesuffix(end) for name in state for end in ends if name.endswith(end)]
+    if 'backbone.' in found or any(name.startswith('backbone.') for name in state):
+        return 'backbone.'
+    return min(found, key=len, default='')
+
+
+def load_encoder(
+    encoder: nn.Module,
+    checkpoint: str | Path,
+    prefix: str | None = None,
+    min_share: float = 1.0,
+    grid: tuple[int, int] | None = None,
+    resize: bool = True,
+) -> LoadReport:
+    """Load an encoder from a checkpoint and make sure that it came from there.
+
+    The position embedding is resized (bicubic) where the image has another number of patches, and cut where there is no
+    class token; tables of relative positions likewise.
+
+    Args:
+        encoder: The backbone to fill, a :class:`BootMAEViT`.
+        checkpoint: See :func:`encoder_state`.
+        prefix: See :func:`encoder_state`.
+        min_share: Smallest share, in [0, 1], of the encoder's weights (those in :attr:`BootMAEViT.fresh_weights` do not
+            count) that must come from the file.
+        grid: Rows and columns of patches the file's position embedding is for; by default a square, or the encoder's.
+        resize: False to refuse another number of patches.
+
+    Returns:
+        What was loaded; ``str()`` of it is one line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If less than ``min_share`` fits, with the names and shapes.
+    """
+    if not 0 <= min_share <= 1:
+        raise ValueError(f'min_share must be in [0, 1], but is {min_share}')
+    state = encoder_state(checkpoint, prefix)
+    wanted = encoder.state_dict()
+    may_be_fresh = encoder.fresh_weights
+    report = LoadReport(str(checkpoint))
+    if resize:
+        report.resized = encoder.resize_positions(state, grid)
+    wrong = []
+    for name, value in wanted.items():
+        if name in state and state[name].shape == value.shape:
+            report.loaded.append(name)
+            continue
+        (report.fresh if name in may_be_fresh and name not in state else report.missing).append(name)
+        if name in state:
+            wrong.append(f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}')
+    report.unused = sorted(set(state) - set(wanted))
+    report.resized = [name for name in report.resized if name in report.loaded]
+
+    total = len(wanted) - len(report.fresh)
+    if len(report.loaded) < min_share * total or not report.loaded:
+        absent = [name for name in report.missing if name not in state]
+        raise ValueError(
+            f'{checkpoint} does not fit the encoder: {len(absent)} of {total} weights missing {absent[:3]}, '
+            f'{len(wrong)} of another shape {wrong[:3]}; min_share={min_share} of them must come from it '
+            f'(prefix {prefix!r}; its keys look like {sorted(state)[:2]})'
+        )
+    encoder.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
+    return report

@@ -1,0 +1,1 @@
+"""Compatibility: OpenMMLab distributions, and operators of mmcv."""

@@ -1,0 +1,245 @@
+"""Reading configs: every name at the top of a file takes effect, or is refused."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from bootmae_mm.config.files import ConfigFile, changed_names, config_files
+from bootmae_mm.options import Unparsed, parse_value
+
+# What mmengine's Runner looks up in a config beside the arguments of its constructor, and what tools and hooks do.
+OTHER_KEYS = {
+    *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
+    *('activation_checkpointing', 'knn', 'tta_model', 'tta_pipeline'),
+}
+RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | OTHER_KEYS
+BOUND = '_bound_names'  # attribute of a config that load_config has read: names that were bound late
+
+
+def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """Read a config and apply ``--cfg-options``.
+
+    mmengine computes a base file before it looks at the file that inherits from it: a name such as ``data_root`` or
+    ``masking`` that a child config or an option overrides would no longer reach what the base has made of it. Here it
+    does, as if the base had been written with the new value.
+
+    Args:
+        path: Path of the config.
+        options: Dotted keys and values; of type :class:`Unparsed` if they come from a command line.
+
+    Returns:
+        The config.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file, or an option, sets a name that nothing reads.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no config {path}')
+    cfg = Config.fromfile(path)
+    file = config_files(path)
+    late = _late_names(file, cfg)
+    values = _parsed(options or {}, cfg)
+    _check_options(values, cfg, file)
+    helpers = {key: value for key, value in values.items() if key.split('.')[0] not in RUNNER_KEYS}
+    final = _final_values(file, late | {key.split('.')[0] for key in helpers}, helpers)
+    with late_binding(final, file):
+        cfg = Config.fromfile(path)
+    for name, value in final.items():
+        cfg[name] = value
+    _merge(cfg, {key: value for key, value in values.items() if key not in helpers})
+    object.__setattr__(cfg, BOUND, final)
+    return cfg
+
+
+def bound_names(cfg: Config) -> dict[str, Any]:
+    """Names that :func:`load_config` has bound late, with their values."""
+    return cfg.__dict__.get(BOUND) or {}
+
+
+def check_bound(cfg: Config) -> None:
+    """Refuse a config that was read without :func:`load_config` and needs it.
+
+    Raises:
+        ValueError: If a file sets a name that reaches nothing when mmengine alone reads it.
+    """
+    if BOUND in cfg.__dict__ or not cfg.filename or not Path(cfg.filename).is_file():
+        return
+    late = sorted(_late_names(config_files(cfg.filename), cfg))
+    if late:
+        raise ValueError(
+            f'{cfg.filename} overrides {late}, which mmengine alone does not pass on to what its base files made of '
+            'them; read it with bootmae_mm.config.load_config, or set the keys themselves'
+        )
+
+
+def value_at(node: Any, key: str) -> Any:
+    """What a dotted key stands for, or None."""
+    for part in key.split('.'):
+        if isinstance(node, (dict, Config)):
+            node = node.get(part)
+        elif isinstance(node, (list, tuple)) and part.lstrip('-').isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return None
+    return node
+
+
+def _parsed(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
+    parsed = {}
+    for key, value in options.items():
+        current = value_at(cfg, key)
+        parsed[key] = parse_value(value, current) if isinstance(value, Unparsed) else value
+        if isinstance(parsed[key], dict) and current is not None and not isinstance(current, dict):
+            parsed[key] = {'_delete_': True, **parsed[key]}  # else mmengine would refuse the change of type
+    return parsed
+
+
+def _merge(cfg: Config, options: dict[str, Any]) -> None:
+    """Apply options together (``_delete_`` is one of them); an impossible one is named."""
+    mistakes = (KeyError, IndexError, TypeError, AttributeError)
+    before = copy.deepcopy(cfg)
+    try:
+        cfg.merge_from_dict(copy.deepcopy(options))  # mmengine takes _delete_ out of them
+    except mistakes as error:
+        for key, value in options.items():
+            try:
+                copy.deepcopy(before).merge_from_dict({key: value})
+            except mistakes:
+                raise ValueError(f'--cfg-options {key}: there is no such place in the config ({error})') from error
+        raise
+
+
+def _final_values(file: ConfigFile, names: set[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Values of names that are bound late, each computed with the final values of the others.
+
+    Plain values first: a base may derive a dict from them.
+    """
+    plain = Config.fromfile(file.path)
+    final: dict[str, Any] = {}
+    for name in sorted(names, key=lambda name: (isinstance(plain.get(name), (dict, list)), name)):
+        with late_binding(final, file):
+            cfg = Config.fromfile(file.path)
+        _merge(cfg, {key: value for key, value in options.items() if key.split('.')[0] == name})
+        final[name] = cfg[name]
+    return final
+
+
+def _check_options(options: dict[str, Any], cfg: Config, file: ConfigFile) -> None:
+    """Refuse options at the top level that would have no effect."""
+    files = [part for part in file.chain() if not part.is_lazy]  # mmengine imports lazy ones itself
+    helpers = {name for part in files for name in (part.used & part.assigned) | part.from_base}
+    for key in options:
+        name = key.split('.')[0]
+        if name not in RUNNER_KEYS | helpers:
+            raise ValueError(f'--cfg-options: {_explain(name, cfg)}')
+
+
+def _late_names(file: ConfigFile, cfg: Config) -> set[str]:
+    """Names that a file of the chain sets without using them, and that one of its bases uses.
+
+    Raises:
+        ValueError: If nothing uses a name, neither the Runner nor any file.
+    """
+    late = set()
+    taken = set().union(*(part.from_base for part in file.chain()))
+    for part in file.chain():
+        bases = [base for parent in part.bases for base in parent.chain()]
+        inherited = set().union(*((base.used & base.assigned) | base.from_base for base in bases))
+        for name in part.assigned - part.used - RUNNER_KEYS:
+            if name in inherited and not part.is_lazy:
+                late.add(name)
+            elif name not in taken and not name.startswith('_') and not _is_harmless(part, name, file, cfg):
+                raise ValueError(f'{part.path}: {_explain(name, cfg)}')
+    return late
+
+
+def _is_harmless(part: ConfigFile, name: str, leaf: ConfigFile, cfg: Config) -> bool:
+    """Whether a name that nothing uses may stand there: an offer to child configs, or left in a dumped config."""
+    if part.is_installed:
+        return True
+    if not part.bases and any(_contains(value, cfg.get(name)) for key, value in cfg.items() if key in RUNNER_KEYS):
+        return True
+    is_child = part is leaf and part.bases
+    return not is_child and not difflib.get_close_matches(name, RUNNER_KEYS, cutoff=0.85)
+
+
+def _contains(node: Any, wanted: Any) -> bool:
+    """Whether a value occurs in another one; a path also as the beginning of a longer one."""
+    if node == wanted or (isinstance(node, str) and isinstance(wanted, str) and node.startswith(f'{wanted}/')):
+        return True
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    return any(_contains(part, wanted) for part in parts)
+
+
+def _explain(name: str, cfg: Config) -> str:
+    """One line on a name that nothing reads, with the key that was probably meant."""
+    paths = [path for path in _paths_of(name, cfg) if path != name]
+    if paths:
+        return f'nothing reads the key {name!r}; the key that has an effect is {" or ".join(paths[:3])}'
+    close = difflib.get_close_matches(name, RUNNER_KEYS | set(cfg), n=2)
+    close = [candidate for candidate in close if candidate != name]
+    return f'nothing reads the key {name!r}' + (f'; did you mean {close[0]!r}?' if close else '')
+
+
+def _paths_of(name: str, node: Any, prefix: str = '') -> Iterator[str]:
+    """Dotted keys in a config that end in a name."""
+    items = node.items() if isinstance(node, (dict, Config)) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        if key == name:
+            yield f'{prefix}{key}'
+        yield from _paths_of(name, value, f'{prefix}{key}.')
+
+
+@contextmanager
+def late_binding(values: dict[str, Any], file: ConfigFile) -> Iterator[None]:
+    """While the block runs, mmengine reads the files of a config with these values of names that they set."""
+    original = Config._substitute_predefined_vars
+    files = [part.path for part in file.chain()]
+
+    def substitute(filename: str, temporary: str) -> None:
+        original(filename, temporary)
+        if values and Path(filename).suffix == '.py' and Path(filename).resolve() in files:
+            text = Path(temporary).read_text(encoding='utf-8')
+            Path(temporary).write_text(_with_values(text, values), encoding='utf-8')
+
+    # The one step of mmengine's reading that knows both the file and the copy that is run.
+    Config._substitute_predefined_vars = staticmethod(substitute)
+    try:
+        yield
+    finally:
+        Config._substitute_predefined_vars = staticmethod(original)
+
+
+def _with_values(text: str, values: dict[str, Any]) -> str:
+    """A config in which the last statement that sets or changes one of some names is followed by another one."""
+    last: dict[str, int] = {}
+    for statement in ast.parse(text).body:
+        assigned, in_place, of_base = changed_names(statement)
+        line = statement.end_lineno or 0
+        last.update(dict.fromkeys((assigned | in_place) & set(values), line))
+        last.update({f'_base_.{name}': line for name in of_base & set(values)})
+    lines = text.splitlines()
+    for target, line in sorted(last.items(), key=lambda item: -item[1]):
+        lines.insert(line, f'{target} = {_plain(values[target.removeprefix("_base_.")])!r}')
+    return '\n'.join(lines) + '\n'
+
+
+def _plain(value: Any) -> Any:
+    """A value whose ``repr`` is Python: without mmengine's own kinds of dict."""
+    if isinstance(value, (ConfigDict, dict)):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return value

@@ -1,0 +1,1 @@
+"""Export of encoders: timm, Hugging Face, mmpretrain, ONNX."""

@@ -1,0 +1,156 @@
+"""Writing an encoder for other libraries: timm, Hugging Face, mmpretrain, ONNX."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+
+from bootmae_mm.checkpoints.encoder import encoder_state, load_encoder
+from bootmae_mm.checkpoints.names import to_huggingface, to_timm
+from bootmae_mm.checkpoints.reading import config_of, load_file
+from bootmae_mm.config import load_config
+from bootmae_mm.models import BootMAEViT
+from bootmae_mm.version import __version__
+
+from .huggingface import huggingface_config, huggingface_preprocessor
+from .preprocessing import Preprocessing
+from .timm import timm_config
+
+TARGETS = ('timm', 'hf', 'mmpretrain', 'onnx')
+# Options of the backbone that say what it is; the others belong to a task.
+IDENTITY = ('arch', 'img_size', 'patch_size', 'in_channels', 'norm_cfg')
+
+
+def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str | None = None) -> BootMAEViT:
+    """Build the encoder of a checkpoint, all of whose weights come from it.
+
+    Args:
+        path: Of the checkpoint, or its URL.
+        config: Path of a config with ``model.backbone``; by default the one in the checkpoint.
+        prefix: See :func:`encoder_state`.
+
+    Returns:
+        The encoder in eval mode. A pretrained one gives all tokens after the final norm; one fine-tuned for
+        classification, whose norm comes after the mean instead, gives the normed mean of the patch tokens.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the checkpoint does not fit, or has parts that a plain vision transformer has not.
+    """
+    cfg = config_of(load_file(path)) if config is None else load_config(config)
+    options = {key: value for key, value in cfg.model.backbone.items() if key in IDENTITY}
+    pooled = 'ln2.weight' in (state := encoder_state(path, prefix)) and 'ln1.weight' not in state
+    encoder = BootMAEViT(**options, out_type='avg_featmap' if pooled else 'raw', final_norm=not pooled)
+    report = load_encoder(encoder, path, prefix)
+    if pooled and 'ln2.weight' not in report.loaded:
+        raise ValueError(f'the norm of pooled features in {path} does not fit the encoder')
+    special = [name for name in report.unused if '.gamma' in name or 'rel_pos_bias' in name]
+    if special:
+        raise ValueError(
+            f'the encoder in {path} has a layer scale or relative-position bias ({special[0]}), which a plain vision '
+            'transformer has not: only pretrained and plainly fine-tuned encoders are exported'
+        )
+    print_log(f'encoder: {report}', logger='current')
+    encoder.train(False)
+    return encoder
+
+
+def export(encoder: BootMAEViT, target: str, out: str | Path, source: str, preprocessing: Preprocessing) -> Path:
+    """Write an encoder.
+
+    Args:
+        encoder: Of :func:`read_encoder`.
+        target: One of :data:`TARGETS`.
+        out: Folder to write to, made if missing.
+        source: Where the weights come from, kept as metadata.
+        preprocessing: How the run prepared its images; see :func:`read_preprocessing`.
+
+    Returns:
+        What to load: the folder for timm and hf, the file for mmpretrain and onnx.
+
+    Raises:
+        ValueError: On an unknown target, or one whose model cannot be this encoder.
+    """
+    if target not in TARGETS:
+        raise ValueError(f'unknown target {target!r}; there are {", ".join(TARGETS)}')
+    pooled = encoder.out_type == 'avg_featmap'
+    if pooled and target == 'hf':
+        raise ValueError(
+            "transformers' ViTModel has its norm before the mean, and this encoder was fine-tuned with one after it; "
+            'export it --to timm, or export the pretrained one'
+        )
+    eps, channels = encoder.layers[0].ln1.eps, encoder.patch_embed.projection.in_channels
+    if target == 'timm' and eps != 1e-6:
+        raise ValueError(f"the norms of timm's vision transformer have an eps of 1e-6, those of this encoder {eps}")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
+    metadata = dict(format='pt', source=source, bootmae_mm=__version__)
+    metadata['preprocessing'] = json.dumps(asdict(preprocessing))
+    if target == 'timm':
+        config = timm_config(
+            encoder.arch_settings, encoder.img_size, encoder.patch_size, preprocessing, channels, pooled
+        )
+        _write_folder(out, to_timm(state), metadata, {'config.json': config})
+        return out
+    if target == 'hf':
+        config = huggingface_config(encoder.arch_settings, encoder.img_size, encoder.patch_size, channels, eps)
+        preprocessor = huggingface_preprocessor(encoder.img_size, preprocessing)
+        _write_folder(
+            out, to_huggingface(state), metadata, {'config.json': config, 'preprocessor_config.json': preprocessor}
+        )
+        return out
+    if target == 'mmpretrain':
+        file = out / 'mmpretrain.pth'
+        torch.save(dict(state_dict={f'backbone.{name}': value for name, value in state.items()}, meta=metadata), file)
+        return file
+    return _write_onnx(encoder, out / 'encoder.onnx', metadata, 'features' if pooled else 'tokens')
+
+
+def _write_folder(out: Path, state: dict, metadata: dict, files: dict[str, dict]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous() for name, value in state.items()}, out / 'model.safetensors', metadata)
+    for name, content in files.items():
+        (out / name).write_text(json.dumps(content, indent=2) + '\n')
+
+
+def _write_onnx(encoder: BootMAEViT, file: Path, metadata: dict, output: str) -> Path:
+    """Input ``images`` (batch, 3, H, W) normalised, output ``tokens`` (batch, 1 + L, D) or, pooled, ``features``.
+
+    The batch is free.
+    """
+    import onnx
+
+    # A batch of two: a size of one would be taken for a constant.
+    images = torch.zeros(2, encoder.patch_embed.projection.in_channels, *encoder.img_size)
+    torch.onnx.export(
+        _Output(encoder),
+        (images,),
+        str(file),
+        input_names=['images'],
+        output_names=[output],
+        dynamic_axes={'images': {0: 'batch'}, output: {0: 'batch'}},
+        opset_version=17,
+        dynamo=False,
+    )
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
+    return file
+
+
+class _Output(torch.nn.Module):
+    """The encoder with a tensor for an output."""
+
+    def __init__(self, encoder: BootMAEViT) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.encoder(images)[0]

@@ -1,1 +1,0 @@
-"""Bridges to other programs: OpenMMLab's distributions, compiled operators, the authors' checkpoints."""

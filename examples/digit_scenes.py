@@ -1,0 +1,243 @@
+"""Scenes of real digits on textured backgrounds: labelled data for all downstream tasks, made on the spot.
+
+scikit-learn's handwritten digits (those of the training split in training scenes, the others in validation scenes) are
+pasted with random size, rotation, colour and overlap; bars cross the scene. What is seen of every digit is known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bootmae_mm.data import Digits
+
+CLASSES = ('background', *'0123456789')
+SPLITS = dict(training='train', validation='test')
+# Of the opacity of a pasted digit: above, its pixels; between, its soft edge, which carries no label.
+SOLID, VISIBLE = 0.5, 0.15
+# Of a digit less than this may be seen: then it is a crowd region for COCO (found or not, it does not count) and has no
+# label for ADE20K.
+LEAST_SEEN = 0.4
+
+
+@dataclass
+class Instance:
+    """One digit in a scene.
+
+    Attributes:
+        label: 0..9.
+        mask: Its visible pixels, (H, W) bool.
+        area: Number of its pixels before anything covered it.
+    """
+
+    label: int
+    mask: np.ndarray
+    area: int
+
+    @property
+    def hidden(self) -> bool:
+        """Whether too little is seen to ask for it."""
+        return self.mask.sum() < max(LEAST_SEEN * self.area, 12)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """x, y, width, height of the visible part in pixels."""
+        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        return (
+            int(columns[0]),
+            int(rows[0]),
+            int(columns[-1] - columns[0] + 1),
+            int(rows[-1] - rows[0] + 1),
+        )
+
+
+@dataclass
+class Scene:
+    """A picture and what is in it.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        segmentation: (H, W) uint8 in ADE20K's way: 0 no label, 1 background, 2 + digit.
+        instances: Its digits, those that are covered completely left out.
+    """
+
+    image: np.ndarray
+    segmentation: np.ndarray
+    instances: list[Instance] = field(default_factory=list)
+
+
+def _texture(rng: np.random.RandomState, size: int) -> np.ndarray:
+    """(size, size, 3) float in 0..255: smooth noise of three grains and stripes, rather dark."""
+    total = np.zeros((size, size, 3))
+    for cells, strength in ((3, 60), (8, 35), (24, 20)):
+        noise = rng.randint(0, 256, (cells, cells, 3)).astype(np.uint8)
+        smooth = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
+        total += strength * (np.asarray(smooth) / 255.0)
+    row, column = np.mgrid[:size, :size]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(5, 20)
+    stripes = np.sin((row * np.sin(angle) + column * np.cos(angle)) * 2 * np.pi / period)
+    return total + 12 * stripes[:, :, None]
+
+
+def _pasted(rng: np.random.RandomState, digit: np.ndarray, size: int) -> np.ndarray:
+    """Opacity of a digit on the scene, (size, size) in 0..1."""
+    edge = rng.randint(size // 4, size * 7 // 16)
+    picture = Image.fromarray(digit).resize((edge, edge), Image.Resampling.BICUBIC)
+    picture = picture.rotate(rng.uniform(-30, 30), Image.Resampling.BICUBIC, expand=True)
+    # A quarter of it may be outside.
+    low, high = -(picture.width // 4), size - picture.width * 3 // 4
+    canvas = Image.new('L', (size, size))
+    canvas.paste(picture, (rng.randint(low, high), rng.randint(low, high)))
+    return np.asarray(canvas) / 255.0
+
+
+def _bar(rng: np.random.RandomState, size: int) -> np.ndarray:
+    """Opacity of a bar across the scene, (size, size) of 0 and 1."""
+    row, column = np.mgrid[:size, :size]
+    angle, place = rng.uniform(0, np.pi), rng.uniform(0.2, 0.8, 2) * size
+    distance = np.abs((row - place[0]) * np.sin(angle) + (column - place[1]) * np.cos(angle))
+    return (distance < rng.uniform(1.0, 2.0)).astype(float)
+
+
+def make_scene(digits: np.ndarray, labels: np.ndarray, rng: np.random.RandomState, size: int = 64) -> Scene:
+    """Make one scene.
+
+    Args:
+        digits: Grey pictures to choose from, (N, h, w) uint8.
+        labels: Their labels, (N,).
+        rng: Source of all choices.
+        size: Edge of the scene in pixels.
+
+    Returns:
+        The scene.
+    """
+    image = _texture(rng, size)
+    segmentation = np.ones((size, size), np.uint8)
+    instances: list[Instance] = []
+
+    def cover(opacity: np.ndarray) -> None:
+        for instance in instances:
+            instance.mask &= opacity < VISIBLE
+
+    for chosen in rng.randint(0, len(digits), rng.randint(3, 7)):
+        opacity = _pasted(rng, digits[chosen], size)
+        cover(opacity)
+        colour = rng.uniform(170, 255, 3)
+        image = image * (1 - opacity[:, :, None]) + colour * opacity[:, :, None]
+        mask = opacity > SOLID
+        segmentation[opacity >= VISIBLE] = 0
+        segmentation[mask] = 2 + labels[chosen]
+        instances.append(Instance(int(labels[chosen]), mask, int(mask.sum())))
+    for _ in range(rng.randint(0, 3)):
+        opacity = _bar(rng, size)
+        cover(opacity)
+        image = np.where(opacity[:, :, None] > 0, _texture(rng, size), image)
+        segmentation[opacity > 0] = 1
+    image = image + rng.normal(0, 6, image.shape)
+
+    instances = [instance for instance in instances if instance.mask.any()]
+    for instance in instances:
+        if instance.hidden:
+            segmentation[instance.mask] = 0
+    return Scene(image.clip(0, 255).astype(np.uint8), segmentation, instances)
+
+
+def coco_annotation(instance: Instance) -> dict:
+    """A digit as COCO wants it, without ids: run-length mask, box, area, iscrowd; category 1..10."""
+    from pycocotools import mask
+
+    encoded = mask.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
+    return dict(
+        category_id=instance.label + 1,
+        segmentation=dict(size=[int(n) for n in encoded['size']], counts=encoded['counts'].decode('ascii')),
+        bbox=[float(n) for n in instance.box],
+        area=float(mask.area(encoded)),
+        iscrowd=int(instance.hidden),
+    )
+
+
+def crop_of(scene: Scene, instance: Instance, edge: int) -> Image.Image:
+    """A square around a digit, enlarged or shrunk to ``edge``."""
+    x, y, width, height = instance.box
+    half = 0.575 * max(width, height)
+    centre = x + width / 2, y + height / 2
+    box = (centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half)
+    return Image.fromarray(scene.image).transform(
+        (edge, edge), Image.Transform.EXTENT, box, resample=Image.Resampling.BICUBIC
+    )
+
+
+def write_scenes(
+    root: str | Path,
+    counts: dict[str, int],
+    size: int = 64,
+    seed: int = 0,
+    done: Callable[[], object] = lambda: None,
+) -> dict[str, dict[str, int]]:
+    """Write a data set; the same arguments give the same files.
+
+    Layout: ``images/SPLIT/*.png`` and ``annotations/SPLIT/*.png`` as in ADE20K (0 is no label),
+    ``instances_SPLIT.json`` as in COCO, ``digits/SPLIT/LABEL/*.png`` with pieces around single digits to classify.
+
+    Args:
+        root: Folder to write to; must be empty or new.
+        counts: Number of scenes of each of ``training`` and ``validation``.
+        size: Edge of the scenes in pixels, at least 32.
+        seed: Of all choices.
+        done: Called after every scene.
+
+    Returns:
+        For each split the numbers of images, digits, hidden digits and pieces.
+
+    Raises:
+        ValueError: On bad sizes or counts.
+        FileExistsError: If there is something in the folder.
+    """
+    root = Path(root)
+    if size < 32:
+        raise ValueError(f'size must be at least 32 pixels, but is {size}')
+    if set(counts) - set(SPLITS) or any(count < 1 for count in counts.values()):
+        raise ValueError(f'counts must be positive, of {", ".join(SPLITS)}, but are {counts}')
+    if root.exists() and any(root.iterdir()):
+        raise FileExistsError(f'{root} is not empty')
+    return {split: _write_split(root, split, count, size, seed, done) for split, count in counts.items()}
+
+
+def _write_split(
+    root: Path, split: str, count: int, size: int, seed: int, done: Callable[[], object]
+) -> dict[str, int]:
+    """Write the scenes of one split; return its numbers."""
+    source = Digits(split=SPLITS[split], img_size=32, pipeline=[])
+    samples = [source.get_data_info(index) for index in range(len(source))]
+    digits = np.stack([sample['img'][:, :, 0] for sample in samples])
+    labels = np.array([sample['gt_label'] for sample in samples])
+    for folder in (f'images/{split}', f'annotations/{split}', *(f'digits/{split}/{label}' for label in range(10))):
+        (root / folder).mkdir(parents=True)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    pieces = 0
+    for index in range(count):
+        # One source of choices for each scene: the first ones stay the same when there are more.
+        rng = np.random.RandomState([seed, list(SPLITS).index(split), index])
+        scene = make_scene(digits, labels, rng, size)
+        name = f'{split}_{index:05d}.png'
+        Image.fromarray(scene.image).save(root / 'images' / split / name)
+        Image.fromarray(scene.segmentation).save(root / 'annotations' / split / name)
+        images.append(dict(id=index + 1, file_name=name, height=size, width=size))
+        for number, instance in enumerate(scene.instances):
+            annotations.append(dict(id=len(annotations) + 1, image_id=index + 1, **coco_annotation(instance)))
+            if instance.mask.sum() >= 0.6 * instance.area and not instance.hidden:
+                piece = root / 'digits' / split / str(instance.label) / f'{index:05d}_{number}.png'
+                crop_of(scene, instance, 32).save(piece)
+                pieces += 1
+        done()
+    categories = [dict(id=label + 1, name=str(label)) for label in range(10)]
+    text = json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    (root / f'instances_{split}.json').write_text(text)
+    hidden = sum(annotation['iscrowd'] for annotation in annotations)
+    return dict(images=count, digits=len(annotations), hidden=hidden, pieces=pieces)

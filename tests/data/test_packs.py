@@ -1,0 +1,192 @@
+"""Packs: what is read is what was packed, whatever interrupts or damages it."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
+
+from bootmae_mm.data import PackedImages
+from bootmae_mm.data.pack_reader import Pack
+from bootmae_mm.data.pack_writer import PackOptions, pack, shortened
+from bootmae_mm.data.transforms import resize
+from tests.conftest import write_images
+
+PIPELINE = [
+    dict(type='bootmae_mm.LoadRGB'),
+    dict(type='bootmae_mm.RandomResizedCrop', scale=16, crop_ratio_range=(0.2, 1.0)),
+    dict(type='bootmae_mm.RandomFlip', prob=0.5),
+    dict(type='bootmae_mm.PackImage'),
+]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Seven pictures of 40 x 60, and one smaller than the edge."""
+    root = write_images(tmp_path / 'images', 7)
+    (root / 'größer als').mkdir()
+    Image.fromarray(np.random.randint(0, 255, (12, 9, 3), np.uint8)).save(root / 'größer als/small one.png')
+    return root, sorted(str(path.relative_to(root)) for path in root.rglob('*.*'))
+
+
+def opened(path):
+    return np.asarray(Image.open(path).convert('RGB'))
+
+
+def test_raw_pixels_are_those_of_the_shortened_images(images, tmp_path):
+    root, names = images
+    counts = []
+    result = pack(root, names, tmp_path / 'pack', PackOptions(edge=20, images_per_archive=3), done=counts.append)
+    assert result['images'] == 8 and result['unreadable'] == 0 and counts == [3, 3, 2]
+    found = Pack(tmp_path / 'pack')
+    for index, name in enumerate(names):
+        assert found.name(index) == name
+        original = opened(root / name)
+        wanted = original if 'small' in name else resize(original, (20, 30))
+        assert np.array_equal(found.image(index), wanted)
+    # Archives that any program reads, with the sizes and checksums of the format.
+    archives = sorted((tmp_path / 'pack').glob('*.zip'))
+    assert len(archives) == 3
+    for archive in archives:
+        with zipfile.ZipFile(archive) as content:
+            assert content.testzip() is None
+    with zipfile.ZipFile(archives[0]) as content, content.open(f'{names[0]}.npy') as file:
+        assert np.array_equal(np.load(file), found.image(0))
+
+
+def test_jpeg_takes_less_space_and_looks_the_same(images, tmp_path):
+    root, names = images
+    pack(root, names, tmp_path / 'pack', PackOptions(edge=20, format='jpeg'))
+    dataset = PackedImages(data_root=str(tmp_path / 'pack'), pipeline=PIPELINE[:1])
+    for index, name in enumerate(names):
+        difference = np.abs(dataset[index]['img'].astype(int) - shortened(opened(root / name), 20)).mean()
+        assert difference < (6 if 'small' in name else 3)  # the small one is noise
+
+
+def test_an_interrupted_pack_goes_on(images, tmp_path):
+    root, names = images
+    options = PackOptions(edge=20, images_per_archive=3)
+    pack(root, names, tmp_path / 'whole', options)
+
+    def stop(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(root, names, tmp_path / 'pack', options, done=stop)
+    first = tmp_path / 'pack/images-00000.zip'
+    (tmp_path / 'pack/images-00001.part').write_bytes(b'half of an archive')
+    time = first.stat().st_mtime_ns
+    with pytest.raises(FileNotFoundError, match='not finished; run tools/pack_dataset.py again'):
+        Pack(tmp_path / 'pack')
+    pack(root, names, tmp_path / 'pack', options, workers=2)
+    assert first.stat().st_mtime_ns == time
+    files = sorted(path.name for path in (tmp_path / 'whole').iterdir())
+    assert sorted(path.name for path in (tmp_path / 'pack').iterdir()) == files
+    for name in files:
+        if name.endswith('.zip'):
+            assert (tmp_path / 'pack' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+def test_damage_is_found(images, tmp_path, run_tool):
+    root, names = images
+    pack(root, names, tmp_path / 'pack', PackOptions(edge=20))
+    status, out, _ = run_tool('pack_dataset.py', '--check', tmp_path / 'pack')
+    assert status == 0 and '8 images are intact' in out
+    archive = tmp_path / 'pack/images-00000.zip'
+    start = Pack(tmp_path / 'pack').table[3, 1]
+    content = bytearray(archive.read_bytes())
+    content[start + 500] ^= 1
+    archive.write_bytes(content)
+    status, _, message = run_tool('pack_dataset.py', '--check', tmp_path / 'pack')
+    assert status == 1 and f'1 of 8 images are damaged: {names[3]}' in message
+    dataset = PackedImages(data_root=str(tmp_path / 'pack'), pipeline=PIPELINE, verify=True)
+    assert dataset[2]['inputs'].shape == (3, 16, 16)
+    with pytest.raises(ValueError, match=f'{names[3]}.*checksum is wrong'):
+        dataset[3]
+    last = Pack(tmp_path / 'pack').table[-1]
+    archive.write_bytes(content[: last[1] + last[2]])  # all images, no directory
+    assert len(Pack(tmp_path / 'pack')) == 8
+    archive.write_bytes(content[: last[1] + last[2] - 1])
+    with pytest.raises(ValueError, match='images-00000.zip is shorter than the index says'):
+        Pack(tmp_path / 'pack')
+
+
+def test_the_loader_reads_a_pack_as_it_reads_a_folder(images, tmp_path):
+    root, names = images
+    pack(root, names, tmp_path / 'pack', PackOptions(edge=1000))
+    init_default_scope('mmpretrain')
+
+    def batches(workers, **dataset):
+        masking = dict(grid_size=4, min_block=2, max_block=6)
+        return list(
+            Runner.build_dataloader(
+                dict(
+                    batch_size=4,
+                    num_workers=workers,
+                    sampler=dict(type='bootmae_mm.SeededSampler', shuffle=True, seed=3),
+                    collate_fn=dict(type='bootmae_mm.collate'),
+                    dataset=dict(pipeline=PIPELINE, masking=masking, **dataset),
+                )
+            )
+        )
+
+    folder = batches(0, type='bootmae_mm.ImageFolder', data_root=str(root))
+    for workers in (0, 2):
+        packed = batches(workers, type='bootmae_mm.PackedImages', data_root=str(tmp_path / 'pack'))
+        assert len(packed) == len(folder) == 2
+        for a, b in zip(folder, packed, strict=True):
+            assert all(torch.equal(a[key], b[key]) for key in ('inputs', 'flip', 'ids_keep', 'ids_mask'))
+    assert len(PackedImages(data_root=str(tmp_path), folder='pack', max_images=3)) == 3
+
+
+def test_unreadable_images_are_left_out_and_named(images, tmp_path):
+    root, names = images
+    (root / 'part0/broken.png').write_bytes(b'no picture')
+    names = sorted([*names, 'part0/broken.png'])
+    with pytest.raises(ValueError, match='1 of 9 images cannot be read, more than max_unreadable=0.01'):
+        pack(root, names, tmp_path / 'pack', PackOptions(edge=20))
+    result = pack(root, names, tmp_path / 'pack', PackOptions(edge=20), max_unreadable=0.2)
+    assert result['images'] == 8 and result['unreadable'] == 1
+    assert (tmp_path / 'pack/unreadable.txt').read_text() == 'part0/broken.png\n'
+    assert Pack(tmp_path / 'pack').name(1) == names[2]
+
+
+def test_what_is_refused(images, tmp_path, monkeypatch, run_tool):
+    root, names = images
+    pack(root, names, tmp_path / 'pack', PackOptions(edge=20))
+    with pytest.raises(ValueError, match='other images or with other options'):
+        pack(root, names, tmp_path / 'pack', PackOptions(edge=21))
+    with pytest.raises(ValueError, match='other images or with other options'):
+        pack(root, names[1:], tmp_path / 'pack', PackOptions(edge=20))
+    with pytest.raises(ValueError, match='is not empty and holds no pack'):
+        pack(root, names, root, PackOptions(edge=20))
+    with pytest.raises(FileNotFoundError, match='no pack in'):
+        Pack(root)
+    for options in (dict(edge=0), dict(quality=100), dict(format='png')):
+        with pytest.raises(ValueError, match='must be'):
+            PackOptions(**options)
+    (tmp_path / 'pack/images-00000.zip').unlink()
+    with pytest.raises(FileNotFoundError, match='an archive is missing'):
+        Pack(tmp_path / 'pack')
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: usage._replace(free=1000))
+    status, _, message = run_tool('pack_dataset.py', root, tmp_path / 'other')
+    assert status == 1 and 'GB are needed' in message
+
+
+def test_from_the_command_line(images, tmp_path, run_tool):
+    root, names = images
+    status, out, message = run_tool('pack_dataset.py', root, tmp_path / 'pack', '--edge', 24, '--format', 'jpeg')
+    assert status == 0, message
+    assert '8 images' in out and '0 could not be read' in out and len(Pack(tmp_path / 'pack')) == 8
+    status, _, message = run_tool('pack_dataset.py', root)
+    assert status == 2
+
+
+def test_a_name_that_is_not_in_utf8_is_named(images, tmp_path):
+    with pytest.raises(ValueError, match=r"'\\udce4.png': a name that is not in UTF-8"):
+        pack(images, ['\udce4.png'], tmp_path / 'out', PackOptions())
