@@ -1,4 +1,4 @@
-# Everything runs in .venv, made from a lock file on first use; see `make help`.
+# Everything runs in .venv, created from a lock file on first use; see `make help`.
 PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
@@ -6,50 +6,51 @@ BIN := $(ENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-gpu test-upstream lint lock parity clean
 
-help:  ## this list
+help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-install:  ## the environment alone; a second call does nothing
+install:  ## create the environment; a second call does nothing
 	@$(PYTHON) tools/install.py --env $(ENV) --lock requirements/onedl.lock
 
-install-upstream:  ## the second environment alone
+install-upstream:  ## create the second environment
 	@$(PYTHON) tools/install.py --env $(ENV)-upstream --lock requirements/upstream.lock
 
-demo: install  ## pretrain on real images for three minutes and show what was learnt
+demo: install  ## pretrain on real images for three minutes and show what it learned
 	@$(BIN)/python tools/demo.py
 
 demo-transfer: install  ## fine-tune the demo's checkpoint for three tasks, against training from scratch
 	@$(BIN)/python tools/demo_transfer.py
 
-bench: install  ## how fast a training step and the loader are on this machine
+bench: install  ## measure a training step and the loader on this machine
 	@mkdir -p work_dirs/benchmark
 	@$(BIN)/python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --warmup 1 --repeats 3 \
 	  --against mae --json work_dirs/benchmark/step.json
 	@echo
 	@$(BIN)/python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --json work_dirs/benchmark/loader.json
 
-test: install  ## the whole test suite
+test: install  ## run the test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-faults: install  ## kill runs, damage their files: twenty tries where it is random (FORM=short: one)
+test-faults: install  ## kill runs and damage their files: twenty random tries each (FORM=short: one)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
 
-test-gpu: install  ## the tests that need a GPU, which the others do not use
+test-gpu: install  ## run the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu
 
-test-fast: install  ## the tests that take seconds
+test-fast: install  ## run the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow and not fault"
 
-test-upstream: install-upstream  ## the whole suite with the original OpenMMLab distributions
+test-upstream: install-upstream  ## run the test suite with the original OpenMMLab distributions
 	@$(ENV)-upstream/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-lint: install  ## style, types, and the layers of the package
+lint: install  ## check style, spelling, types and the layers of the package
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-lock: install  ## resolve the lock files anew from requirements/*.in
+lock: install  ## update the lock files from requirements/*.in
 	@for name in onedl upstream; do \
 	  $(BIN)/python -m uv --quiet pip compile --universal --python-version 3.10 --generate-hashes \
 	    --overrides requirements/overrides.txt --custom-compile-command "make lock" \
@@ -58,5 +59,5 @@ lock: install  ## resolve the lock files anew from requirements/*.in
 parity: install  ## compare with the numbers of the authors' program
 	@for name in tiny_a tiny_b; do $(BIN)/python tools/check_parity.py tests/reference/$$name || exit 1; done
 
-clean:  ## remove the environments and what runs left behind
+clean:  ## remove the environments and the files of runs
 	rm -rf $(ENV) $(ENV)-upstream work_dirs build dist *.egg-info

@@ -53,6 +53,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['bootmae_mm', 'bootmae_mm.*']),
+    package_data={'bootmae_mm': ['py.typed']},
     cmdclass={'build_py': BuildWithConfigs},
     install_requires=[
         'torch>=2.6,<2.12',

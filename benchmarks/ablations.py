@@ -1,4 +1,4 @@
-"""What single ablations bring: parts of a step in a plain form and in the one that is used, in turns."""
+"""Ablations of single optimizations: parts of a step in a plain form and in the one in use, in turns."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bootmae_mm.data import MaskSampling
 from bootmae_mm.engine.hooks.teacher import ema_update
 from bootmae_mm.models import BootMAEViT
-from bootmae_mm.models.tokens import SharedTokens, take_tokens
+from bootmae_mm.models.tokens import take_tokens
 
 from .step import DECAY, TrainingStep
 from .timing import alternately
@@ -21,26 +20,24 @@ Ablation = tuple[str, Call, Call]
 
 
 class Ablations:
-    """Both forms of every ablation that a model has.
+    """Both forms of every ablation of a model.
 
     Args:
-        step: Whose model, batch, optimizer and teacher are measured; its weights change.
-        masking: Of the config's dataset.
+        step: Training step to measure; its weights change.
     """
 
-    def __init__(self, step: TrainingStep, masking: MaskSampling) -> None:
+    def __init__(self, step: TrainingStep) -> None:
         self.step = step
         self.model = step.model
-        self.masking = masking
         data = step.model.data_preprocessor(dict(step.data), training=True)
         self.images = data['inputs']
-        # One mask of each image, where there are several.
+        # One mask per image.
         self.ids_keep, self.ids_mask = (
             data[key][:: len(data[key]) // len(self.images)] for key in ('ids_keep', 'ids_mask')
         )
 
     def __iter__(self) -> Iterator[Ablation]:
-        """Name ("what: plain form, used form") and both forms. Those of trained parts run backward, too."""
+        """Name ("what: plain form, form in use") and both forms. Trained parts include the backward pass."""
         yield from self._of_encoders()
         with torch.no_grad(), self._precision():
             latent, context = self.model.backbone.encode_visible(
@@ -60,12 +57,6 @@ class Ablations:
             self._adamw(foreach=False, fused=False),
             self._adamw(fused=True),
         )
-        seeds = list(range(len(self.ids_mask)))
-        yield (
-            'masks: one by one, all at once',
-            lambda: [self.masking.batch([seed]) for seed in seeds],
-            lambda: self.masking.batch(seeds),
-        )
 
     def _of_encoders(self) -> Iterator[Ablation]:
         backbone, images, ids_keep = self.model.backbone, self.images, self.ids_keep
@@ -79,11 +70,11 @@ class Ablations:
         if self.model.feature_head is None:
             return
         teacher, ids_mask = self.model.teacher, self.ids_mask
-        everything = torch.arange(teacher.grid_size[0] * teacher.grid_size[1], device=images.device)
-        everything = everything.expand(len(images), -1)
+        all_ids = torch.arange(teacher.grid_size[0] * teacher.grid_size[1], device=images.device)
+        all_ids = all_ids.expand(len(images), -1)
         yield (
             'teacher: last block for all patches, the masked ones',
-            self._frozen(lambda: take_tokens(teacher.encode_patches(images, everything), ids_mask)),
+            self._frozen(lambda: take_tokens(teacher.encode_patches(images, all_ids), ids_mask)),
             self._frozen(lambda: teacher.encode_patches(images, ids_mask)),
         )
 
@@ -93,16 +84,6 @@ class Ablations:
             f'{name}: last block for all patches, the masked ones',
             self._trained(lambda: decoder(latent, context, ids_mask, ids_keep)[:, ids_keep.shape[1] :]),
             self._trained(lambda: decoder(latent, context, ids_mask)),
-        )
-        block = decoder.blocks[0]
-
-        def tokens() -> SharedTokens:
-            return SharedTokens(decoder.embed(latent), (decoder.mask_token + decoder.pos_embed[:, 1:])[0], ids_mask)
-
-        yield (
-            f'{name}: first block, mask tokens projected for each image, once',
-            self._trained(lambda: block(tokens().joined(), context)),
-            self._trained(lambda: block(tokens(), context)),
         )
 
     def _precision(self) -> torch.autocast:
@@ -136,13 +117,13 @@ class Ablations:
 
 
 def _kept_of_all(backbone: BootMAEViT, images: Tensor, ids_keep: Tensor) -> Tensor:
-    """Class token and kept patches, (B, 1 + V, D), of all patches embedded."""
+    """Class token and kept patches, (B, 1 + V, D), after embedding all patches."""
     x, extra = backbone.embed_all(images), backbone.num_extra_tokens
     return torch.cat([x[:, :extra], take_tokens(x, ids_keep + extra)], dim=1)
 
 
 def _written_out(run: Call) -> Call:
-    """With attention as matrix products and a softmax instead of a fused kernel."""
+    """Run with attention as matrix products and a softmax instead of a fused kernel."""
 
     def plain() -> None:
         with sdpa_kernel(SDPBackend.MATH):
@@ -151,14 +132,14 @@ def _written_out(run: Call) -> Call:
     return plain
 
 
-def measure_ablations(step: TrainingStep, masking: MaskSampling, warmup: int, repeats: int) -> list[dict]:
+def measure_ablations(step: TrainingStep, warmup: int, repeats: int) -> list[dict]:
     """Median milliseconds of both forms of every ablation, in turns.
 
     Returns:
-        For each ``name``, ``before_ms`` and ``after_ms``.
+        For each ablation ``name``, ``before_ms`` and ``after_ms``.
     """
     results = []
-    for name, before, after in Ablations(step, masking):
+    for name, before, after in Ablations(step):
         seconds = alternately(dict(before=before, after=after), step.device, warmup, repeats)
         results.append(dict(name=name, before_ms=1e3 * seconds['before'], after_ms=1e3 * seconds['after']))
     return results

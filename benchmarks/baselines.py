@@ -1,7 +1,6 @@
-"""Training steps of other programs, to be timed beside this one on the same batches.
+"""Baselines: training steps of other programs, timed on the same batches.
 
-Nothing of theirs is part of this project: the authors' model is imported from a checkout that the user has, MAE from
-the installed mmpretrain.
+This project contains no code of theirs: the authors' model is imported from the user's checkout, MAE from mmpretrain.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MODEL_FILE = 'models/modeling_pretrain_bootmae.py'
 
 @contextlib.contextmanager
 def cuda_stays_where_it_is(device: torch.device) -> Iterator[None]:
-    """Let ``tensor.cuda()`` do nothing on a machine without a GPU: the authors' model calls it inside."""
+    """Make ``tensor.cuda()`` a no-op on a machine without a GPU: the authors' model calls it."""
     original = Tensor.cuda
     if device.type != 'cuda':
         Tensor.cuda = lambda self, *args, **kwargs: self
@@ -45,36 +44,36 @@ def import_file(path: Path) -> ModuleType:
     """Import a Python file.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ImportError: If something that it imports is missing.
+        FileNotFoundError: If there is no such file.
+        ImportError: If one of its imports is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(f'no {path}; --authors-path is a checkout of github.com/LightDXY/BootMAE')
     spec = importlib.util.spec_from_file_location('authors_model', path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # timm's register_model looks there
+    sys.modules[spec.name] = module  # for timm's register_model
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of timm's old import paths
+        warnings.simplefilter('ignore')  # about timm's old import paths
         spec.loader.exec_module(module)
     return module
 
 
 class AuthorsStep:
-    """A step of the authors' program: their model file, and their loop's arithmetic written down anew.
+    """A step of the authors' program: their model file, with the arithmetic of their loop reimplemented.
 
-    From ``run_pretraining.py``: targets and masks as whole images, weight mask, both losses, fp16 autocast and loss
-    scaling on a GPU, AdamW with two groups, a momentum copy of the whole model moved parameter by parameter (timm's
-    ``ModelEma``), and five values fetched from the device a step.
+    From ``run_pretraining.py``: targets and masks as full images, weight mask, both losses, fp16 autocast and loss
+    scaling on a GPU, AdamW with two groups, an EMA of the full model updated parameter by parameter (timm's
+    ``ModelEma``), and five values fetched from the device per step.
 
     Args:
-        path: A checkout of github.com/LightDXY/BootMAE.
-        step: Of this project: gives the size of the model, device, batch, masks and optimizer options.
+        path: Path of a checkout of github.com/LightDXY/BootMAE.
+        step: Step of this project, for the size of the model, device, batch, masks and optimizer options.
         amp: Use their fp16 autocast on a GPU.
 
     Raises:
         FileNotFoundError: If it is not a checkout.
-        ImportError: If something that their model file imports (timm) is missing.
+        ImportError: If an import of their model file (timm) is missing.
         ValueError: If their program has no such model.
     """
 
@@ -104,7 +103,7 @@ class AuthorsStep:
             weight_decay=options['weight_decay'],
         )
         self.scaler = torch.amp.GradScaler(enabled=self.amp)
-        # Their loader normalises; their step starts with float images and a shuffled order.
+        # Their loader normalizes; their step starts with float images and a shuffled order.
         self.images = (step.data['inputs'].float() - 127.5) / 127.5
         self.order = torch.cat([step.data['ids_keep'], step.data['ids_mask']], dim=1)
         if self.device.type == 'cuda':
@@ -113,7 +112,7 @@ class AuthorsStep:
         self.grid, self.patch = model.backbone.grid_size, model.backbone.patch_size
 
     def __call__(self) -> None:
-        """One step."""
+        """Run one step."""
         with cuda_stays_where_it_is(self.device):
             images = self.images.to(self.device, non_blocking=True)
             order = self.order.to(self.device, non_blocking=True)
@@ -138,7 +137,7 @@ class AuthorsStep:
 
     @torch.no_grad()
     def _targets(self, images: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights and mask as images (B, 1, H, W), weights of patches (B, L, 1), normalised images (B, 3, H, W)."""
+        """Weights and mask as images (B, 1, H, W), weights of patches (B, L, 1), normalized images (B, 3, H, W)."""
         batch, channels, height, width = images.shape
         rows, columns = self.grid
         mask = torch.zeros(order.shape, device=order.device)
@@ -165,7 +164,7 @@ class MAEStep:
     """A step of mmpretrain's MAE with ViT-B/16, 75 % masked, under this config's optimizer and precision.
 
     Args:
-        step: Of this project: gives device, batch, precision and optimizer options.
+        step: Step of this project, for device, batch, precision and optimizer options.
         optimizer: Config of the optimizer.
 
     Raises:
@@ -208,5 +207,5 @@ class MAEStep:
         self.data = dict(inputs=step.data['inputs'], data_samples=[DataSample() for _ in step.data['inputs']])
 
     def __call__(self) -> None:
-        """One step."""
+        """Run one step."""
         self.model.train_step(dict(self.data), self.optim_wrapper)

@@ -1,33 +1,30 @@
-"""Multiply-adds of a pretraining step, counted from the model's shapes."""
+"""Multiply-adds of a pretraining step, from the shapes of the model."""
 
 from __future__ import annotations
 
 from bootmae_mm.models import BootMAE, BootMAEViT
 from bootmae_mm.models.neck import DecoderBlock, TargetAwareDecoder
 
-# Forward, gradient of the inputs, gradient of the weights: each as much again.
+# Forward, gradient of the inputs, gradient of the weights: the same amount each.
 TRAINED = 3
 # The patch embedding has no gradient of its inputs.
 TRAINED_FIRST = 2
 
 
-def step_macs(
-    model: BootMAE, num_masked: int, needed: bool = False, masks: int = 1, batch: int = 1
-) -> dict[str, float]:
-    """Multiply-adds an image of a training step: products of matrices (attention's included), nothing else.
+def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int = 1) -> dict[str, float]:
+    """Multiply-adds per image of a training step: matrix products, including those of attention, nothing else.
 
     Args:
-        model: Of a pretraining config.
-        num_masked: Masked patches of an image, M.
-        needed: False: the method as written down, all tokens in all blocks; what throughput is compared by, whatever a
-            program saves. True: what is computed here, where the last blocks answer for masked patches only, the
-            student embeds the kept ones only, and mask tokens are projected once a batch.
-        masks: Of each image; the teacher sees it once.
-        batch: Masks of a batch, by which what is done once is divided; for ``needed``.
+        model: Model of a pretraining config.
+        num_masked: Number of masked patches per image, M.
+        needed: False: the method as described, all tokens in all blocks, to compare throughput whatever a program
+            saves. True: what is computed here, where the last blocks compute masked patches only and the student embeds
+            kept patches only.
+        masks: Number of masks per image; the teacher sees an image once.
 
     Returns:
-        ``student``, ``teacher``, ``pixel`` and ``feature`` (decoder and head), those that there are -> multiply-adds,
-        forward and, where it is trained, backward.
+        By part (``student``, ``teacher``, ``pixel`` and ``feature``, each decoder with its head): multiply-adds of the
+        forward pass and, if trained, the backward pass.
     """
     backbone = model.backbone
     patches = backbone.grid_size[0] * backbone.grid_size[1]
@@ -39,7 +36,7 @@ def step_macs(
     )
     if model.feature_head is not None:
         teacher = model.teacher
-        # With several masks the features of all patches are needed, without the class token.
+        # With several masks, the features of all patches are needed, without the class token.
         last = None if not needed else num_masked if masks == 1 else patches
         parts['teacher'] = (
             patches * _embedding(teacher)
@@ -52,7 +49,6 @@ def step_macs(
             decoder = model.neck.decoders[name]
             parts[name] = TRAINED * (
                 _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
-                - (_shared(decoder, num_masked, patches, batch) if needed else 0)
                 + answers * head.projection.weight.numel()
             )
     return {name: macs if name == 'teacher' else masks * macs for name, macs in parts.items()}
@@ -63,7 +59,7 @@ def _embedding(encoder: BootMAEViT) -> int:
 
 
 def _attention(queries: int, keys: int, width: int) -> int:
-    """Logits and weighted sum."""
+    """Multiply-adds of logits and weighted sum."""
     return 2 * queries * keys * width
 
 
@@ -80,14 +76,6 @@ def _decoder(decoder: TargetAwareDecoder, embed_dims: int, visible: int, num_mas
     total = visible * embed_dims * decoder.width
     total += sum(_decoder_block(block, tokens, visible) for block in blocks[:-1])
     return total + _decoder_block(blocks[-1], tokens, visible, num_masked if needed else None)
-
-
-def _shared(decoder: TargetAwareDecoder, num_masked: int, patches: int, batch: int) -> float:
-    """What an image is spared where the first block projects the mask tokens of a batch once."""
-    if len(decoder.blocks) == 1 or batch * num_masked <= patches:
-        return 0
-    attention = decoder.blocks[0].self_attn
-    return (num_masked - patches / batch) * (attention.q.weight.numel() + attention.kv.weight.numel())
 
 
 def _decoder_block(block: DecoderBlock, tokens: int, visible: int, queries: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""How many images a second a DataLoader gives, per pipeline and number of workers, and one core without any."""
+"""Images per second of a DataLoader by pipeline and number of workers, and of one core without workers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 from bootmae_mm.data.decoding import decode
 from bootmae_mm.data.samplers import SeededIndex
 from bootmae_mm.data.transforms import RandomResizedCrop
+from bootmae_mm.validation import ConfigError
 
-# Images of a pass on one core at most: a folder may hold a million.
+# Largest number of images per pass on one core: a folder may hold a million.
 ONE_PASS = 1024
-# Name of the pipeline as the config has it.
+# Name of the config's own pipeline.
 OWN = 'this config'
 # mmpretrain's own pipeline for MAE (configs/_base_/datasets/imagenet_bs512_mae.py).
 MMPRETRAIN_PIPELINE = [
@@ -37,11 +38,11 @@ MMPRETRAIN_PIPELINE = [
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int] = (375, 500)) -> None:
-    """Write JPEG files like ImageNet's: pieces of scikit-learn's two photographs, about 50 KB each.
+    """Write JPEG files like ImageNet's: crops of scikit-learn's two photographs, about 50 KB each.
 
     Args:
-        folder: Made if missing.
-        count: How many.
+        folder: Folder to write to, created if missing.
+        count: Number of files.
         size: Height and width in pixels.
     """
     from sklearn.datasets import load_sample_images
@@ -62,15 +63,15 @@ def pipelines(cfg: Config, folder: str) -> dict[str, dict]:
     """Loader configs by name: mmpretrain's for MAE, the config's, and the config's with Pillow.
 
     Args:
-        cfg: A pretraining config with images in a folder.
-        folder: Of the images.
+        cfg: Pretraining config with images in a folder.
+        folder: Folder of the images.
 
     Raises:
-        ValueError: If the config does not read images.
+        ConfigError: If the config does not read image files.
     """
     own = cfg.train_dataloader.to_dict()
     if own['dataset']['type'] not in ('bootmae_mm.ImageFolder', 'bootmae_mm.PackedImages'):
-        raise ValueError(f'the config reads no images from files, but has {own["dataset"]["type"]}')
+        raise ConfigError(f'the config reads no images from files, but has {own["dataset"]["type"]}')
     own['dataset'] = dict(own['dataset'], type='bootmae_mm.ImageFolder', data_root=folder, folder='', ann_file='')
     exact = dict(own['dataset'])
     exact['pipeline'] = [
@@ -88,14 +89,14 @@ def pipelines(cfg: Config, folder: str) -> dict[str, dict]:
 
 
 def packed_pipelines(cfg: Config, folder: str, out: Path) -> dict[str, dict]:
-    """Loader configs that read packs of the images, made in ``out`` if they are not there: pixels, and JPEG."""
+    """Loader configs that read packs of the images (pixels, and JPEG), written to ``out`` if missing."""
     from bootmae_mm.data.pack_writer import FORMATS, PackOptions, pack
 
     own = pipelines(cfg, folder)[OWN]
     names = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob('*.jpg'))
     options = {}
     for kind in FORMATS:
-        pack(folder, names, out / kind, PackOptions(format=kind))
+        pack(folder, names, out / kind, PackOptions(format=kind))  # type: ignore[arg-type]
         dataset = {key: value for key, value in own['dataset'].items() if key not in ('folder', 'ann_file')}
         dataset.update(type='bootmae_mm.PackedImages', data_root=str(out / kind))
         options[f'this config, packed ({kind})'] = dict(own, dataset=dataset)
@@ -104,7 +105,7 @@ def packed_pipelines(cfg: Config, folder: str, out: Path) -> dict[str, dict]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch computes with one thread, as in a worker of a loader."""
+    """Limit torch to one thread, as in a worker of a loader."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -114,9 +115,9 @@ def one_thread() -> Iterator[None]:
 
 
 def one_core(options: dict, batch: int) -> Iterator[float]:
-    """Seconds an image of the dataset and the collate function alone, in this process with one thread, pass by pass.
+    """Seconds per image of dataset and collate function alone, in this process with one thread, pass by pass.
 
-    A pass takes the first :data:`ONE_PASS` images, or as many batches as the dataset has if it has fewer.
+    A pass takes the first :data:`ONE_PASS` images, or all batches of a smaller dataset.
     """
     dataset, collate = _dataset(options), _collate(options)
     batch = min(batch, len(dataset))
@@ -132,12 +133,12 @@ def one_core(options: dict, batch: int) -> Iterator[float]:
 
 
 def bare_minimum(options: dict, batch: int, steps: Sequence[str]) -> Iterator[float]:
-    """Seconds an image of what no pipeline can do without, pass by pass: a bound for what a better one could reach.
+    """Seconds per image of the necessary steps alone, pass by pass: a bound for any pipeline.
 
     Args:
-        options: Of the loader, with this project's pipeline.
-        batch: Images that are stacked.
-        steps: Of ``'decode'``, ``'crop'`` and ``'stack'`` the first ones; files lie in memory, nothing else is done.
+        options: Config of the loader, with this project's pipeline.
+        batch: Number of images to stack.
+        steps: The first of ``'decode'``, ``'crop'`` and ``'stack'``; files are in memory.
     """
     dataset = _dataset(options)
     crop = next(step for step in dataset.pipeline.transforms if isinstance(step, RandomResizedCrop))
@@ -174,7 +175,7 @@ def _collate(options: dict) -> Any:  # noqa: ANN401
 
 
 def build_loader(options: dict, batch: int, workers: int) -> DataLoader:
-    """The DataLoader of a loader config, as mmengine builds it."""
+    """Build the DataLoader of a loader config like mmengine."""
     init_default_scope('mmpretrain')
     options = dict(
         options,
@@ -189,7 +190,7 @@ def build_loader(options: dict, batch: int, workers: int) -> DataLoader:
 
 
 def endless(loader: DataLoader) -> Iterator[dict]:
-    """Batches of one epoch after the other."""
+    """Batches, epoch after epoch."""
     epoch = 0
     while True:
         loader.sampler.set_epoch(epoch)
@@ -198,7 +199,7 @@ def endless(loader: DataLoader) -> Iterator[dict]:
 
 
 def loader_speed(loader: DataLoader, seconds: float) -> float:
-    """Images a second of a loader, after its workers have filled their queues."""
+    """Images per second of a loader, after its workers have filled their queues."""
     batches = endless(loader)
     for _ in range(2 * max(1, loader.num_workers)):
         next(batches)
@@ -212,13 +213,13 @@ def loader_speed(loader: DataLoader, seconds: float) -> float:
 def measure_loader(
     options: dict[str, dict], workers: list[int], batch: int, seconds: float, repeats: int
 ) -> list[dict]:
-    """Images a second of every pipeline: one core, and with every number of workers.
+    """Images per second of each pipeline: one core, and each number of workers.
 
-    The pipelines take turns on the one core, so that a busy moment of the machine hits all. Beside the config's own
-    pipeline its bare minimum is timed.
+    The pipelines take turns on one core, so that load on the machine affects all of them. The bound of the config's own
+    pipeline is timed, too.
 
     Returns:
-        For every pipeline ``name``, ``one_core``, ``ratio`` (to the first pipeline, on one core), ``workers`` (a dict).
+        For each pipeline ``name``, ``one_core``, ``ratio`` (to the first pipeline, on one core), ``workers`` (a dict).
     """
     runs = {name: one_core(option, batch) for name, option in options.items()}
     if OWN in options:
@@ -246,7 +247,7 @@ def measure_loader(
 
 
 def mask_share(cfg: Config, one_core_speed: float, repeats: int = 20) -> dict[str, float]:
-    """What the masks of an image cost: ``microseconds`` and ``share`` of the time an image takes on one core."""
+    """Cost of the masks of an image: ``microseconds``, and ``share`` of the time of an image on one core."""
     from bootmae_mm.data import MaskSampling
 
     masking = MaskSampling(**cfg.train_dataloader.dataset.masking)
@@ -263,12 +264,12 @@ def mask_share(cfg: Config, one_core_speed: float, repeats: int = 20) -> dict[st
 
 
 def measure_waiting(step: Any, loader: DataLoader, repeats: int) -> dict[str, float]:  # noqa: ANN401
-    """Loader and step together.
+    """Measure loader and step together.
 
     Args:
-        step: A :class:`TrainingStep` of the same batch.
-        loader: Gives its batches.
-        repeats: Steps.
+        step: :class:`TrainingStep` with the batch size of the loader.
+        loader: Loader of its batches.
+        repeats: Number of steps.
 
     Returns:
         ``images_per_second`` and ``waiting``, the share of the time in which the step waits for data.

@@ -22,7 +22,7 @@ from bootmae_mm.engine.optimizers import GroupedOptimWrapperConstructor
 from bootmae_mm.models.tokens import take_patches, take_tokens
 from bootmae_mm.registry import MODELS
 
-TOLERANCE = 1e-5  # of the values' scale, for outputs, losses and gradients
+TOLERANCE = 1e-5  # share of the values' scale, for outputs, losses and gradients
 TOLERANCE_AFTER_STEPS = 1e-4
 
 
@@ -31,10 +31,10 @@ class Difference:
     """Largest difference of one quantity.
 
     Attributes:
-        name: Of the quantity.
+        name: Name of the quantity.
         difference: Largest absolute difference; infinite if one side is missing or has another shape.
         scale: Largest absolute value of the reference.
-        tolerance: Share of the scale that is allowed.
+        tolerance: Allowed share of the scale.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Parity:
         tensors: The tensors of the other file.
 
     Attributes:
-        differences: What was compared, in order.
+        differences: All comparisons, in order.
     """
 
     def __init__(self, reference: dict, tensors: dict[str, Tensor]) -> None:
@@ -69,7 +69,7 @@ class Parity:
         """Read ``prefix.json`` and ``prefix.safetensors``.
 
         Raises:
-            FileNotFoundError: If one of them is not there.
+            MissingFileError: If one of them is missing.
         """
         from safetensors.torch import load_file
 
@@ -84,7 +84,7 @@ class Parity:
         return {name[len(prefix) + 1 :]: value for name, value in self.tensors.items() if name.startswith(f'{prefix}/')}
 
     def build(self) -> nn.Module:
-        """The model of the reference, its initial weights converted from the authors' names."""
+        """Model of the reference, with initial weights converted from the authors' names."""
         config = self.reference['config']
         pixel_block, feature_block = min(config['context_layers']), max(config['context_layers'])
         decoder = dict(depth=config['decoder_depth'], mlp_ratio=config['mlp_ratio'], eps=config['layernorm_eps'])
@@ -126,7 +126,7 @@ class Parity:
     def compare(
         self, name: str, found: Tensor | float | None, wanted: Tensor | float, tolerance: float = TOLERANCE
     ) -> None:
-        """Note the largest difference of two values."""
+        """Record the largest difference of two values."""
         wanted = torch.as_tensor(wanted, dtype=torch.float64)
         difference = float('inf')
         if found is not None:
@@ -137,7 +137,7 @@ class Parity:
         self.differences.append(Difference(name, difference, float(wanted.abs().max()), tolerance))
 
     def compare_group(self, prefix: str, found: dict[str, Tensor], tolerance: float) -> None:
-        """Compare tensors by name; a name that only one side has is a difference too."""
+        """Compare tensors by name; a name that only one side has counts as a difference."""
         wanted = self.group(prefix)
         for name, value in wanted.items():
             self.compare(f'{prefix}/{name}', found.get(name), value, tolerance)
@@ -198,7 +198,7 @@ class Parity:
         optimizer = dict(self.reference['optimizer'])
         optimizer.pop('no_decay')  # in words; the constructor's default
         optim_wrapper = GroupedOptimWrapperConstructor(dict(type='OptimWrapper', optimizer=optimizer))(model)
-        # The authors' teacher has decoders too, which nothing reads; they are followed here to compare them as well.
+        # The authors' teacher has decoders too, which nothing reads; they are updated here to compare them as well.
         parts = ('neck', 'pixel_head', 'feature_head')
         shadow = nn.ModuleDict({name: copy.deepcopy(getattr(model, name)) for name in parts})
         initial, _ = state_to_project(self.group('ema'))

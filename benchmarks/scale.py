@@ -1,4 +1,4 @@
-"""How a step grows: with processes, batch and resolution."""
+"""Scaling of a step with processes, batch size and resolution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .timing import seconds_of, synchronize
 
 
 def check_processes(counts: list[int], device: torch.device) -> None:
-    """Raise a ValueError if there are fewer GPUs than processes (on CPUs there may be any number)."""
+    """Refuse more processes than GPUs (on CPUs any number is allowed)."""
     if device.type == 'cuda' and max(counts, default=1) > torch.cuda.device_count():
         raise ValueError(f'{max(counts)} processes need as many GPUs, but there are {torch.cuda.device_count()}')
 
@@ -24,14 +24,14 @@ def check_processes(counts: list[int], device: torch.device) -> None:
 def measure_processes(
     cfg: Config, device: torch.device, counts: list[int], batch: int, repeats: int, dtype: str | None
 ) -> list[dict]:
-    """Steps of one, two, ... processes, a fixed batch each: gloo on CPUs, with a share of the threads; nccl on GPUs.
+    """Measure steps of several processes with a fixed batch each: gloo on CPUs, sharing the threads; nccl on GPUs.
 
     Returns:
-        For every count ``processes``, ``images_per_second`` and ``efficiency``: images a second and process over those
+        For each count ``processes``, ``images_per_second`` and ``efficiency``: images per second and process over those
         of one process with the same threads.
 
     Raises:
-        ValueError: If there are fewer GPUs than processes.
+        ConfigError: If there are fewer GPUs than processes.
     """
     check_processes(counts, device)
     threads = max(1, torch.get_num_threads() // max(counts))
@@ -50,7 +50,7 @@ def measure_processes(
 def _process(
     rank: int, count: int, folder: str, cfg: dict, cuda: bool, batch: int, repeats: int, dtype: str | None, threads: int
 ) -> None:
-    """One of the processes; the first writes the median seconds of a step."""
+    """Run one of the processes; the first writes the median seconds of a step."""
     import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 
     torch.set_num_threads(threads)
@@ -86,7 +86,7 @@ def _process(
 
 
 class _Loss(nn.Module):
-    """A model whose forward pass gives the weighted loss."""
+    """A model whose forward pass returns the weighted loss."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -99,13 +99,13 @@ class _Loss(nn.Module):
 def measure_growth(
     cfg: Config, device: torch.device, batches: list[int], sizes: list[int], repeats: int, dtype: str | None
 ) -> list[dict]:
-    """Steps of several batches at the config's resolution, and of several resolutions at the smallest batch.
+    """Measure steps of several batch sizes at the config's resolution, and of several resolutions at the smallest.
 
     Returns:
-        ``batch``, ``img_size``, ``step_ms``, ``ms_per_image`` of every combination measured.
+        ``batch``, ``img_size``, ``step_ms``, ``ms_per_image`` of each combination.
 
     Raises:
-        ValueError: If a size is not divisible by the patch.
+        ConfigError: If a size is not divisible by the patch.
     """
     own = cfg.model.backbone.img_size
     results = []
@@ -114,7 +114,7 @@ def measure_growth(
         changed.model.backbone.img_size = size
         patch = changed.model.backbone.get('patch_size', 16)
         changed.train_dataloader.dataset.masking.grid_size = (
-            size // patch if isinstance(size, int) else tuple(edge // patch for edge in size)
+            size // patch if isinstance(size, int) else tuple(side // patch for side in size)
         )
         step = TrainingStep(changed, batch, device, dtype)
         seconds = statistics.median(seconds_of(step, device, 2, repeats))

@@ -1,4 +1,4 @@
-"""One training step of a pretraining config, on made-up images."""
+"""One training step of a pretraining config, on random images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DECAY = 0.999
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without mmengine's log lines about how weights were initialised."""
+    """Suppress mmengine's log lines on the initialization of weights."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -37,12 +37,12 @@ def quiet() -> Iterator[None]:
 
 
 def random_batch(cfg: Config, batch: int, seed: int = 0) -> dict:
-    """A collated batch as the config's loader would give it: uint8 images, and masks.
+    """Make a random batch like that of the config's loader: uint8 images, and masks.
 
     Args:
-        cfg: A pretraining config.
+        cfg: Pretraining config.
         batch: Number of images.
-        seed: Of images and masks.
+        seed: Seed of images and masks.
 
     Returns:
         ``inputs`` (B, 3, H, W), ``ids_keep`` (B, V), ``ids_mask`` (B, M).
@@ -59,24 +59,24 @@ def random_batch(cfg: Config, batch: int, seed: int = 0) -> dict:
 
 
 def precision(optim_wrapper: OptimWrapper, device: torch.device) -> torch.dtype:
-    """What a wrapper computes matrix products in."""
+    """Data type of matrix products under a wrapper."""
     if hasattr(optim_wrapper, 'loss_scaler'):  # mmengine's AmpOptimWrapper
         return optim_wrapper.cast_dtype or torch.get_autocast_dtype(device.type)
     return getattr(optim_wrapper, 'dtype', torch.float32)
 
 
 def _note_norm(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """As :class:`MonitorHook` does in training."""
+    """Norm of the gradients, as :class:`MonitorHook` computes it."""
     gradient_norm(optimizer)
 
 
 class TrainingStep:
-    """Forward, backward, optimizer and momentum encoder, as in a run of the config, without the Runner around.
+    """Forward pass, backward pass, optimizer and momentum encoder, as in a run of the config but without a Runner.
 
     Args:
-        cfg: A pretraining config. Gradients are not accumulated: every step has all parts.
-        batch: Images of a step.
-        device: Where it runs.
+        cfg: Pretraining config. Gradients are not accumulated: every step has all parts.
+        batch: Number of images per step.
+        device: Device to run on.
         dtype: ``'float32'`` or ``'bfloat16'``; the config's by default.
     """
 
@@ -102,17 +102,17 @@ class TrainingStep:
             self.data = {name: value.pin_memory() for name, value in self.data.items()}
 
     def __call__(self) -> None:
-        """One step. The batch is copied to the device in each, as in training."""
+        """Run one step, including the copy of the batch to the device."""
         self.model.train_step(dict(self.data), self.optim_wrapper)
         self.move_teacher()
 
     def move_teacher(self) -> None:
-        """Move the momentum encoder, if there is one."""
+        """Update the momentum encoder, if there is one."""
         if self.teacher:
             ema_update(self.teacher, self.student, DECAY)
 
     def parts(self, repeats: int) -> dict[str, float]:
-        """Median seconds of the parts of a step; ``optimizer`` holds the norm of the gradients, which is logged."""
+        """Median seconds of the parts of a step; ``optimizer`` includes the logged norm of the gradients."""
         model, wrapper = self.model, self.optim_wrapper
         methods: list[tuple[object, str, str]] = [
             (model.backbone, 'encode_visible', 'student'),
@@ -141,18 +141,18 @@ class TrainingStep:
 
 
 def measure_step(step: TrainingStep, warmup: int, repeats: int) -> dict:
-    """Time, memory and arithmetic of a step.
+    """Measure time, memory and arithmetic of a step.
 
     Returns:
-        ``images_per_second``, ``step_ms``, ``parts_ms``, ``peak_memory_bytes``, ``macs_per_image`` (of the method) and
-        ``macs_needed`` (what is computed), ``flops`` (the method's, FLOP/s), ``ceiling_flops`` (of a matrix product)
+        ``images_per_second``, ``step_ms``, ``parts_ms``, ``peak_memory_bytes``, ``macs_per_image`` (of the method),
+        ``macs_needed`` (actually computed), ``flops`` (FLOP/s of the method), ``ceiling_flops`` (of a matrix product)
         and ``share_of_ceiling``.
     """
     reset_peak_memory(step.device)
     seconds = statistics.median(seconds_of(step, step.device, warmup, repeats))
     memory = peak_memory(step.device)
     rows, num_masked = step.data['ids_mask'].shape
-    macs, needed = (step_macs(step.model, num_masked, needed, rows // step.batch, rows) for needed in (False, True))
+    macs, needed = (step_macs(step.model, num_masked, needed, rows // step.batch) for needed in (False, True))
     flops = 2 * sum(macs.values()) * step.batch / seconds
     ceiling = matrix_ceiling(step.device, step.dtype)
     return dict(

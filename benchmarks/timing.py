@@ -1,4 +1,4 @@
-"""Timing on a CPU or a GPU: warm-up, medians, the name of the device, and what it can do at most."""
+"""Timing on a CPU or a GPU: warm-up, medians, name and peak performance of the device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CALLS_A_TURN = 5
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
+    """Wait until the device is idle."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def device_name(device: torch.device) -> str:
-    """What was measured on, such as ``'NVIDIA H200'`` or ``'AMD EPYC 9R14, 2 threads'``."""
+    """Name of the device, such as ``'NVIDIA H200'`` or ``'AMD EPYC 9R14, 2 threads'``."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     info = Path('/proc/cpuinfo')
@@ -32,7 +32,7 @@ def device_name(device: torch.device) -> str:
 
 
 def mark(device: torch.device) -> float | torch.cuda.Event:
-    """A point in the program's time; on a GPU in that of its stream, without waiting for it."""
+    """Time mark; on a GPU in its stream, without waiting for it."""
     if device.type != 'cuda':
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -41,7 +41,7 @@ def mark(device: torch.device) -> float | torch.cuda.Event:
 
 
 def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    """Seconds from one mark to another; those of a GPU must have been reached."""
+    """Seconds between two marks, which a GPU must have reached."""
     if isinstance(start, float) or isinstance(end, float):
         assert isinstance(start, float) and isinstance(end, float)
         return end - start
@@ -49,9 +49,9 @@ def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Eve
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, warmup: int, repeats: int) -> list[float]:
-    """Seconds of every one of ``repeats`` calls, after ``warmup`` calls that do not count.
+    """Seconds of each of ``repeats`` calls, after ``warmup`` calls.
 
-    A GPU is not waited for between calls, as it is not in training: while it works, the next call is prepared.
+    As in training, a GPU is not waited for between calls.
     """
     for _ in range(warmup):
         function()
@@ -67,11 +67,11 @@ def seconds_of(function: Callable[[], object], device: torch.device, warmup: int
 def alternately(
     functions: dict[str, Callable[[], object]], device: torch.device, warmup: int, repeats: int
 ) -> dict[str, float]:
-    """Median seconds of several functions, called in turns so that a busy moment of the machine hits all of them."""
+    """Median seconds of several functions, called in turns so that load on the machine affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
-            # On a GPU the first call of a turn finds it idle; the others follow each other as in training.
+            # On a GPU, the first call of a turn starts on an idle device; the others follow as in training.
             taken = seconds_of(function, device, 0, CALLS_A_TURN if device.type == 'cuda' else 1)
             if turn >= warmup:
                 seconds[name].append(statistics.median(taken))
@@ -79,20 +79,20 @@ def alternately(
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on this device: the best of some, for it is to be a ceiling."""
-    edge = 8192 if device.type == 'cuda' else 2048
-    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
-    return 2 * edge**3 / min(seconds_of(lambda: a @ b, device, 3, 10))
+    """Peak FLOP/s of a large matrix product on this device, the best of ten."""
+    side = 8192 if device.type == 'cuda' else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(seconds_of(lambda: a @ b, device, 3, 10))
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far (on a GPU; a process's cannot be forgotten)."""
+    """Reset the peak of a GPU (that of a process cannot be reset)."""
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the GPU at most, or resident at most of this process."""
+    """Peak bytes allocated on the GPU, or resident for this process."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -101,11 +101,11 @@ def peak_memory(device: torch.device) -> int:
 def memory_of(
     make: Callable[[], Callable[[], object]], device: torch.device
 ) -> tuple[Callable[[], object], int | None]:
-    """Make a step and run it.
+    """Make a step and run it twice.
 
     Returns:
-        The step, and the bytes it took at most on the GPU beside what was there before, in its second run: in the first
-        one the optimizer has no state yet. None on a CPU, where the peak of a process cannot be told apart.
+        The step, and its peak bytes on the GPU in the second run, when the optimizer has its state; None on a CPU,
+        where the peak of a process cannot be attributed.
     """
     if device.type != 'cuda':
         return make(), None
@@ -119,10 +119,10 @@ def memory_of(
 
 
 class Stopwatch:
-    """Adds up the time spent in parts of a program.
+    """Sums the time of parts of a program.
 
     Args:
-        device: Whose time; a GPU is not waited for before :attr:`seconds` is asked for.
+        device: Device to time; a GPU is not waited for until :attr:`seconds` is read.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -138,7 +138,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of every part."""
+        """Seconds of each part."""
         synchronize(self.device)
         sums: dict[str, float] = {}
         for name, start, end in self._marks:
@@ -147,10 +147,10 @@ class Stopwatch:
 
     @contextmanager
     def watching(self, *methods: tuple[object, str, str]) -> Iterator[None]:
-        """While the block runs, add the time of every call of some methods.
+        """Within the block, add the time of each call of some methods.
 
         Args:
-            *methods: (object, name of its method, name of the part).
+            *methods: Tuples of object, method name and part name.
         """
         for owner, method, name in methods:
             setattr(owner, method, self._timed(getattr(owner, method), name))

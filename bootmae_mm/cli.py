@@ -1,15 +1,17 @@
-"""Command-line arguments that tools share; apart, so that ``--help`` imports little."""
+"""Command-line arguments shared by the tools; a light module, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from bootmae_mm.checkpoints.trust import choose_trust
 from bootmae_mm.options import Unparsed
 
 
 class OptionsAction(argparse.Action):
-    """Collects ``KEY=VALUE``; values are parsed once the config is known, see ``config.parse_value``."""
+    """Collects ``KEY=VALUE``; values are parsed once the config is known."""
 
     def __call__(
         self,
@@ -18,7 +20,7 @@ class OptionsAction(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        """Add to what an earlier ``--cfg-options`` has given."""
+        """Add to the options of an earlier ``--cfg-options``."""
         options = dict(getattr(namespace, self.dest, None) or {})
         assert isinstance(values, list)
         for text in values:
@@ -46,15 +48,26 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='read checkpoints that hold more than data: code in them is run, so only if you know who made them',
+        help='also read checkpoints that contain code, and run it: only for files that you trust',
     )
     args = parser.parse_args()
     choose_trust(args.trust_checkpoint)
     return args
 
 
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Within the block, turn a user's mistake into an exit with one line."""
+    from bootmae_mm.validation import ConfigError  # not at the top: --help need not import pydantic
+
+    try:
+        yield
+    except (ConfigError, OSError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+
 def common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that training and testing share, named as in mmpretrain."""
+    """Add the options shared by training and testing, named as in mmpretrain."""
     parser.add_argument('config', help='path of the config')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     cfg_options_argument(parser)

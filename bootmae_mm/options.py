@@ -1,4 +1,4 @@
-"""Values of ``--cfg-options``, from text."""
+"""Parsing of ``--cfg-options``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ CONSTANTS = dict(none=None, true=True, false=False)
 
 
 class Unparsed(str):
-    """The text of a value on the command line; what it means depends on the value that it replaces."""
+    """Text of a value on the command line; its meaning depends on the value that it replaces."""
 
 
 def parse_value(text: str, current: Any = None) -> Any:
-    """The value that a text on the command line stands for.
+    """Parse a value of the command line.
 
-    Blanks are kept. A string stays one if it replaces a string, whatever it looks like, except ``None``, ``True``,
-    ``False`` and lists in brackets. Elsewhere commas make a list, unless there is a blank or a slash, as in paths.
+    Blanks are kept. A text that replaces a string stays a string, except ``None``, ``True``, ``False`` and lists in
+    brackets. Otherwise commas make a list, unless there is a blank or a slash, as in paths.
 
     Args:
-        text: What stands behind ``KEY=``.
-        current: The value of the key in the config; None where there is none.
+        text: Text after ``KEY=``.
+        current: Value of the key in the config, or None.
     """
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"' and text[0] not in text[1:-1]:
@@ -59,7 +59,7 @@ def _number(text: str) -> int | float | None:
 
 
 def _split(text: str) -> list[str]:
-    """Parts between commas that are not inside brackets or quotes; a comma at the end adds none."""
+    """Parts between commas outside of brackets and quotes; a trailing comma adds none."""
     parts, depth, quote = [''], 0, ''
     for character in text:
         if quote:

@@ -1,7 +1,7 @@
 """Registries of scope ``bootmae_mm``, children of mmengine's.
 
-``type='bootmae_mm.BootMAE'`` works from any default scope without ``custom_imports``: mmengine imports this module when
-it meets the prefix, and the registries import their components when first asked for one.
+``type='bootmae_mm.BootMAE'`` works in any default scope without ``custom_imports``: mmengine imports this module for
+the prefix, and the registries import their components on first use.
 """
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
@@ -15,6 +15,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='bootmae_mm', locations=['bootmae_mm.models'])
@@ -37,5 +38,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='bootmae_mm',
     locations=['bootmae_mm.engine'],
+)
+VISBACKENDS = Registry(
+    'vis_backend', parent=MMENGINE_VISBACKENDS, scope='bootmae_mm', locations=['bootmae_mm.visualization.backends']
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='bootmae_mm', locations=['bootmae_mm.evaluation'])

@@ -1,7 +1,7 @@
-"""Scenes of real digits on textured backgrounds: labelled data for all downstream tasks, made on the spot.
+"""Scenes of real digits on textured backgrounds: labeled data for all downstream tasks.
 
-scikit-learn's handwritten digits (those of the training split in training scenes, the others in validation scenes) are
-pasted with random size, rotation, colour and overlap; bars cross the scene. What is seen of every digit is known.
+scikit-learn's handwritten digits (the training split in training scenes, the others in validation scenes) are pasted
+with random size, rotation, color and overlap; bars cross the scene. The visible part of every digit is known.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 from bootmae_mm.data import Digits
+from bootmae_mm.validation import ConfigError
 
 CLASSES = ('background', *'0123456789')
 SPLITS = dict(training='train', validation='test')
-# Of the opacity of a pasted digit: above, its pixels; between, its soft edge, which carries no label.
+# Opacity of a pasted digit: above SOLID its pixels, down to VISIBLE its soft border, which has no label.
 SOLID, VISIBLE = 0.5, 0.15
-# Of a digit less than this may be seen: then it is a crowd region for COCO (found or not, it does not count) and has no
-# label for ADE20K.
-LEAST_SEEN = 0.4
+# Visible share of a digit below which it is a crowd region for COCO (not evaluated) and has no label for ADE20K.
+MIN_VISIBLE = 0.4
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Instance:
     """One digit in a scene.
 
     Attributes:
-        label: 0..9.
-        mask: Its visible pixels, (H, W) bool.
-        area: Number of its pixels before anything covered it.
+        label: Digit, 0..9.
+        mask: Visible pixels, (H, W) bool.
+        area: Number of pixels before anything covered it.
     """
 
     label: int
@@ -41,8 +41,8 @@ class Instance:
 
     @property
     def hidden(self) -> bool:
-        """Whether too little is seen to ask for it."""
-        return self.mask.sum() < max(LEAST_SEEN * self.area, 12)
+        """Whether too little of it is visible."""
+        return self.mask.sum() < max(MIN_VISIBLE * self.area, 12)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -58,12 +58,12 @@ class Instance:
 
 @dataclass
 class Scene:
-    """A picture and what is in it.
+    """A picture and its labels.
 
     Attributes:
         image: (H, W, 3) uint8.
-        segmentation: (H, W) uint8 in ADE20K's way: 0 no label, 1 background, 2 + digit.
-        instances: Its digits, those that are covered completely left out.
+        segmentation: (H, W) uint8 as in ADE20K: 0 no label, 1 background, 2 + digit.
+        instances: Digits that are at least partly visible.
     """
 
     image: np.ndarray
@@ -86,10 +86,10 @@ def _texture(rng: np.random.RandomState, size: int) -> np.ndarray:
 
 def _pasted(rng: np.random.RandomState, digit: np.ndarray, size: int) -> np.ndarray:
     """Opacity of a digit on the scene, (size, size) in 0..1."""
-    edge = rng.randint(size // 4, size * 7 // 16)
-    picture = Image.fromarray(digit).resize((edge, edge), Image.Resampling.BICUBIC)
+    side = rng.randint(size // 4, size * 7 // 16)
+    picture = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
     picture = picture.rotate(rng.uniform(-30, 30), Image.Resampling.BICUBIC, expand=True)
-    # A quarter of it may be outside.
+    # Up to a quarter of it may be outside.
     low, high = -(picture.width // 4), size - picture.width * 3 // 4
     canvas = Image.new('L', (size, size))
     canvas.paste(picture, (rng.randint(low, high), rng.randint(low, high)))
@@ -108,10 +108,10 @@ def make_scene(digits: np.ndarray, labels: np.ndarray, rng: np.random.RandomStat
     """Make one scene.
 
     Args:
-        digits: Grey pictures to choose from, (N, h, w) uint8.
-        labels: Their labels, (N,).
-        rng: Source of all choices.
-        size: Edge of the scene in pixels.
+        digits: Gray pictures to choose from, (N, h, w) uint8.
+        labels: Labels of the pictures, (N,).
+        rng: Random generator.
+        size: Side of the scene in pixels.
 
     Returns:
         The scene.
@@ -127,8 +127,8 @@ def make_scene(digits: np.ndarray, labels: np.ndarray, rng: np.random.RandomStat
     for chosen in rng.randint(0, len(digits), rng.randint(3, 7)):
         opacity = _pasted(rng, digits[chosen], size)
         cover(opacity)
-        colour = rng.uniform(170, 255, 3)
-        image = image * (1 - opacity[:, :, None]) + colour * opacity[:, :, None]
+        color = rng.uniform(170, 255, 3)
+        image = image * (1 - opacity[:, :, None]) + color * opacity[:, :, None]
         mask = opacity > SOLID
         segmentation[opacity >= VISIBLE] = 0
         segmentation[mask] = 2 + labels[chosen]
@@ -148,7 +148,7 @@ def make_scene(digits: np.ndarray, labels: np.ndarray, rng: np.random.RandomStat
 
 
 def coco_annotation(instance: Instance) -> dict:
-    """A digit as COCO wants it, without ids: run-length mask, box, area, iscrowd; category 1..10."""
+    """COCO annotation of a digit without ids: run-length mask, box, area, iscrowd; category 1..10."""
     from pycocotools import mask
 
     encoded = mask.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
@@ -161,14 +161,14 @@ def coco_annotation(instance: Instance) -> dict:
     )
 
 
-def crop_of(scene: Scene, instance: Instance, edge: int) -> Image.Image:
-    """A square around a digit, enlarged or shrunk to ``edge``."""
+def crop_of(scene: Scene, instance: Instance, side: int) -> Image.Image:
+    """Square crop around a digit, resized to ``side``."""
     x, y, width, height = instance.box
     half = 0.575 * max(width, height)
-    centre = x + width / 2, y + height / 2
-    box = (centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half)
+    center = x + width / 2, y + height / 2
+    box = (center[0] - half, center[1] - half, center[0] + half, center[1] + half)
     return Image.fromarray(scene.image).transform(
-        (edge, edge), Image.Transform.EXTENT, box, resample=Image.Resampling.BICUBIC
+        (side, side), Image.Transform.EXTENT, box, resample=Image.Resampling.BICUBIC
     )
 
 
@@ -179,30 +179,30 @@ def write_scenes(
     seed: int = 0,
     done: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, int]]:
-    """Write a data set; the same arguments give the same files.
+    """Write a data set. The same arguments give the same files.
 
     Layout: ``images/SPLIT/*.png`` and ``annotations/SPLIT/*.png`` as in ADE20K (0 is no label),
-    ``instances_SPLIT.json`` as in COCO, ``digits/SPLIT/LABEL/*.png`` with pieces around single digits to classify.
+    ``instances_SPLIT.json`` as in COCO, ``digits/SPLIT/LABEL/*.png`` with crops of single digits to classify.
 
     Args:
-        root: Folder to write to; must be empty or new.
-        counts: Number of scenes of each of ``training`` and ``validation``.
-        size: Edge of the scenes in pixels, at least 32.
-        seed: Of all choices.
-        done: Called after every scene.
+        root: Output folder, empty or new.
+        counts: Numbers of scenes by split, ``training`` and ``validation``.
+        size: Side of the scenes in pixels, at least 32.
+        seed: Random seed.
+        done: Callback after every scene.
 
     Returns:
-        For each split the numbers of images, digits, hidden digits and pieces.
+        Numbers of images, digits, hidden digits and crops by split.
 
     Raises:
-        ValueError: On bad sizes or counts.
-        FileExistsError: If there is something in the folder.
+        ConfigError: For invalid sizes or counts.
+        FileExistsError: If the folder is not empty.
     """
     root = Path(root)
     if size < 32:
-        raise ValueError(f'size must be at least 32 pixels, but is {size}')
+        raise ConfigError(f'size must be at least 32 pixels, but is {size}')
     if set(counts) - set(SPLITS) or any(count < 1 for count in counts.values()):
-        raise ValueError(f'counts must be positive, of {", ".join(SPLITS)}, but are {counts}')
+        raise ConfigError(f'counts must be positive, of {", ".join(SPLITS)}, but are {counts}')
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f'{root} is not empty')
     return {split: _write_split(root, split, count, size, seed, done) for split, count in counts.items()}
@@ -211,7 +211,7 @@ def write_scenes(
 def _write_split(
     root: Path, split: str, count: int, size: int, seed: int, done: Callable[[], object]
 ) -> dict[str, int]:
-    """Write the scenes of one split; return its numbers."""
+    """Write the scenes of one split; return their numbers."""
     source = Digits(split=SPLITS[split], img_size=32, pipeline=[])
     samples = [source.get_data_info(index) for index in range(len(source))]
     digits = np.stack([sample['img'][:, :, 0] for sample in samples])
@@ -222,7 +222,7 @@ def _write_split(
     annotations: list[dict] = []
     pieces = 0
     for index in range(count):
-        # One source of choices for each scene: the first ones stay the same when there are more.
+        # One generator per scene: more scenes do not change the first ones.
         rng = np.random.RandomState([seed, list(SPLITS).index(split), index])
         scene = make_scene(digits, labels, rng, size)
         name = f'{split}_{index:05d}.png'

@@ -1,4 +1,4 @@
-"""What all tests share: a tiny model, tiny configs, image folders."""
+"""Shared by all tests: a tiny model, tiny configs, image folders."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ TINY_ARCH = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=
 
 
 def pytest_addoption(parser):
-    parser.addoption('--soak-minutes', type=float, default=60.0, help='length of the long training among the faults')
+    parser.addoption('--soak-minutes', type=float, default=60.0, help='length of the soak test in minutes')
 
 
 def pytest_configure(config):
-    """Only `-m gpu` sees GPUs: with one, a Runner would take it, and the other tests are of values on a CPU."""
+    """Hide GPUs except for `-m gpu`: a Runner would use one, and all other tests check values on a CPU."""
     if config.option.markexpr != 'gpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 @pytest.fixture(scope='session', autouse=True)
-def remembered_texts():
-    """mmengine formats a Runner's config anew for every log, checkpoint and copy of it; here, once."""
+def cached_config_texts():
+    """Cache formatted configs: mmengine formats a Runner's config for every log, checkpoint and copy of it."""
     texts: dict[str, tuple] = {}
     with pytest.MonkeyPatch.context() as patch:
         plain = yapf_api.FormatCode
 
-        def remembered(text, **options):
+        def cached(text, **options):
             if text not in texts:
                 texts[text] = plain(text, **options)
             return texts[text]
 
-        patch.setattr(yapf_api, 'FormatCode', remembered)
+        patch.setattr(yapf_api, 'FormatCode', cached)
         yield
 
 
@@ -55,7 +55,7 @@ def seeded():
 
 
 def tiny_config(**changes) -> dict:
-    """Config of a tiny BootMAE: 32 x 48 pixels in patches of 8, so a grid of 4 x 6."""
+    """Config of a tiny BootMAE: 32 x 48 pixels in patches of 8, a grid of 4 x 6."""
     config = dict(
         type='bootmae_mm.BootMAE',
         data_preprocessor=dict(type='bootmae_mm.BootMAEDataPreprocessor'),
@@ -69,7 +69,7 @@ def tiny_config(**changes) -> dict:
 
 
 def build(config: dict):
-    """Build and initialise a model, with biases that are not zero, so that nothing cancels by accident."""
+    """Build and initialize a model, with nonzero biases, so that nothing cancels by accident."""
     from bootmae_mm.registry import MODELS
 
     model = MODELS.build(config)
@@ -87,7 +87,7 @@ def model():
 
 
 def random_batch(batch: int = 3, patches: int = 24, masked: int = 17, size: tuple = (32, 48)) -> dict:
-    """Normalised images and a mask of their patches."""
+    """Normalized images and a mask of their patches."""
     ids = torch.rand(batch, patches).argsort(dim=1)
     return dict(
         inputs=torch.randn(batch, 3, *size), ids_keep=ids[:, : patches - masked], ids_mask=ids[:, patches - masked :]
@@ -100,7 +100,7 @@ def batch():
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> Path:
-    """A folder of small pictures with structure, in sub-folders."""
+    """Write small images that are not flat, in subfolders; return the folder."""
     from PIL import Image
 
     rng = np.random.RandomState(0)
@@ -118,7 +118,7 @@ def image_folder(tmp_path):
 
 
 def run_without_rights(imports: str, statement: str, folder: Path, *arguments) -> subprocess.CompletedProcess:
-    """Run a statement as a user who may not read all: another one where the tests run as root."""
+    """Run a statement as a user without the rights of root: another user if the tests run as root."""
     change = ''
     if os.getuid() == 0:
         for place in [folder, *folder.parents]:
@@ -163,12 +163,12 @@ train_cfg = dict(by_epoch=True, max_epochs={epochs})
 default_hooks = dict(
     ema=dict(decay=[(0, 0.5), (2, 0.9)]), feature_weight=dict(weight=0.7, ramp=0.5), logger=dict(interval=1),
     checkpoint=dict(interval=1, max_keep_ckpts=-1), reconstruction=dict(interval=2, num_images=2))
-visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='bootmae_mm.LocalVisBackend')])
 """
 
 
 def run_config(path: Path, data: Path, model: dict | None = None, **options) -> Path:
-    """Write the config of a whole tiny run."""
+    """Write the config of a tiny run; return its path."""
     values = dict(roll=4, batch_size=4, workers=0, accumulate=1, epochs=3)
     values.update(options)
     path.write_text(RUN_CONFIG.format(root=ROOT, data=str(data), model=model or tiny_config(), **values))
@@ -177,11 +177,11 @@ def run_config(path: Path, data: Path, model: dict | None = None, **options) -> 
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    """Run a script of tools/ in this process: returns its exit status, standard output and last line of error."""
+    """Run a script of tools/ in this process; return its exit status, standard output and error message."""
 
     def run(name: str, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr('sys.argv', [name, *map(str, arguments)])
-        # What the tool says about trust is for this call only.
+        # Restored afterwards, as the tool changes them for its own process.
         monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
         monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '0')
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Tiny forms of the downstream configs, and data in their layouts, for the tests."""
+"""Tiny forms of the downstream configs, and data in their layouts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from tests.conftest import ROOT
 
 SIZES = {
     (2048, 512): (128, 64),
-    (512, 512): (64, 64),
-    (341, 341): (43, 43),
     (1333, 800): (96, 64),
     (1024, 1024): (80, 80),
-    224: 32,
-    256: 36,
     512: 64,
     1024: 80,
     640: 80,
@@ -27,13 +23,13 @@ SIZES = {
 
 
 def write_data(root: Path) -> dict[str, Path]:
-    """Scenes in the layouts that the full-size configs ask for; returns the data_root of each task."""
+    """Write scenes in the layouts of the full-size configs; return the data_root of each task."""
     from mmdet.datasets import CocoDataset
 
     scenes = root / 'scenes'
     write_scenes(scenes, dict(training=6, validation=2), size=48)
     for split, folder in (('training', 'train2017'), ('validation', 'val2017')):
-        # ADE20K's class 0 is wall; COCO's names are those of its 80 classes, of which the first ten occur.
+        # ADE20K's class 0 is wall; COCO has 80 classes, of which the first ten occur.
         path = scenes / f'instances_{split}.json'
         content = json.loads(path.read_text())
         names = CocoDataset.METAINFO['classes']
@@ -47,7 +43,7 @@ def write_data(root: Path) -> dict[str, Path]:
         for kind in ('images', 'annotations'):
             (root / 'ade' / kind / split).mkdir()
             for file in (scenes / kind / split).iterdir():
-                # ADE20K's pictures are .jpg; the suffix does not matter to the decoder.
+                # ADE20K's images end in .jpg; the suffix does not matter to the decoder.
                 suffix = '.jpg' if kind == 'images' else '.png'
                 (root / 'ade' / kind / split / (file.stem + suffix)).symlink_to(file)
         (root / 'imagenet').mkdir(exist_ok=True)
@@ -69,16 +65,19 @@ def shrink_sizes(node):
 
 
 def tiny(name: str, data_root: Path, work_dir: Path, checkpoint: Path | None = None, **options):
-    """A downstream config with a model that is 24 wide, small pictures, and few iterations."""
+    """A downstream config with a model of width 24, small images, and few iterations."""
     short = {'seg': {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': 4}}
     epochs = {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1} if 'knn' not in name else {}
-    options = {'data_root': str(data_root), **short.get(name.split('/')[0], epochs), **options}
+    task = name.split('/')[0]
+    size = {'cls': {'img_size': 32}, 'seg': {'crop_size': (64, 64)}}.get(task, {})  # stated once
+    options = {'data_root': str(data_root), **size, **short.get(task, epochs), **options}
     cfg = read_config(str(ROOT / f'configs/{name}.py'), options, work_dir=str(work_dir))
     backbone = cfg.model.backbone
     depth = 24 if backbone.arch == 'l' else 12
     old, new = (1024 if backbone.arch == 'l' else 768), 24
     backbone.arch = dict(embed_dims=24, num_layers=depth, num_heads=3, feedforward_channels=48)
-    backbone.img_size = {224: 32, 512: 64, 1024: 80}[backbone.img_size]
+    if task == 'det':
+        backbone.img_size = 80
     backbone.init_cfg.checkpoint = str(checkpoint)
     if checkpoint is None:
         backbone.init_cfg = None
@@ -101,19 +100,16 @@ def tiny(name: str, data_root: Path, work_dir: Path, checkpoint: Path | None = N
             for value in node:
                 shrink(value, widths)
 
-    task = name.split('/')[0]
     if task == 'seg':
         for part in ('neck', 'decode_head', 'auxiliary_head'):
             shrink(cfg.model[part], dict(channels=8))
-        cfg.model.data_preprocessor.size = (64, 64)
-        cfg.model.test_cfg.crop_size, cfg.model.test_cfg.stride = (64, 64), (43, 43)
     if task == 'det':
         widths = dict(out_channels=16, feat_channels=16, conv_out_channels=16, fc_out_channels=16, num_convs=1)
         for part in ('neck', 'rpn_head', 'roi_head'):
             shrink(cfg.model[part], widths)
         for part in (cfg.model.rpn_head, cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
             part.in_channels = 16
-        cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained model is sure of nothing
+        cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained model has low scores
     if task == 'cls':
         for part in ('neck', 'head'):
             shrink(cfg.model.get(part) or {}, {})
@@ -124,7 +120,7 @@ def tiny(name: str, data_root: Path, work_dir: Path, checkpoint: Path | None = N
         loader.dataset.pipeline = shrink_sizes(loader.dataset.pipeline)
     if cfg.get('optim_wrapper') and cfg.optim_wrapper.type == 'AmpOptimWrapper':
         cfg.optim_wrapper.type = 'OptimWrapper'
-    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    cfg.visualizer.vis_backends = [dict(type='bootmae_mm.LocalVisBackend')]
     cfg.default_hooks.logger.interval = 1
     prepare(cfg)
     return cfg

@@ -1,4 +1,4 @@
-"""The package as pip installs it, and the registries as other configs use them."""
+"""The package as pip installs it, its registries as other configs use them, and its documents."""
 
 import re
 import subprocess
@@ -17,17 +17,20 @@ PUBLIC = ['BootMAE', 'BootMAEViT', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEFe
 
 
 @pytest.mark.slow
-def test_installed_package_is_whole(tmp_path):
+def test_installed_package_is_complete(tmp_path):
     install = [sys.executable, '-m', 'uv', '--quiet', 'pip', 'install', '--no-deps', '--no-build-isolation']
     done = subprocess.run([*install, '--target', tmp_path / 'site', ROOT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     package = tmp_path / 'site/bootmae_mm'
     assert (package / '.mim/model-index.yml').read_text().startswith('Import:')
     ours = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').rglob('*.*') if path.suffix in ('.py', '.yml')
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'configs').rglob('*.*')
+        if path.suffix in ('.py', '.yml', '.md')
     }
     theirs = {path.relative_to(package / '.mim').as_posix() for path in (package / '.mim/configs').rglob('*.*')}
     assert ours == theirs and len(ours) > 20
+    assert (package / 'py.typed').is_file()
     code = (
         f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r}); import bootmae_mm; print(bootmae_mm.__file__);'
         'from bootmae_mm.registry import MODELS; print(MODELS.get("bootmae_mm.BootMAE").__name__)'
@@ -40,7 +43,7 @@ def test_installed_package_is_whole(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg', 'mmdet'])
 def test_components_are_found_from_any_scope_without_custom_imports(scope):
-    """In a fresh process, where nothing of this project was imported but by mmengine's registry."""
+    """In a new process, where only mmengine's registry imports this project."""
     code = (
         'from mmengine.registry import MODELS, HOOKS, DefaultScope\n'
         f'DefaultScope.get_instance("x", scope_name={scope!r})\n'
@@ -52,7 +55,7 @@ def test_components_are_found_from_any_scope_without_custom_imports(scope):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_name_that_does_not_exist_is_an_error():
+def test_an_unknown_name_is_an_error():
     init_default_scope('mmpretrain')
     with pytest.raises(KeyError, match='BootMAX'):
         MODELS.build(dict(type='bootmae_mm.BootMAX'))
@@ -64,8 +67,8 @@ def test_version():
 
 def test_example_of_the_readme_builds(tmp_path):
     example = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL).group(1)
-    (tmp_path / 'heir.py').write_text(example.replace('/path/to/bootmae_mm', str(ROOT)))
-    cfg = load_config(tmp_path / 'heir.py')
+    (tmp_path / 'child.py').write_text(example.replace('/path/to/bootmae_mm', str(ROOT)))
+    cfg = load_config(tmp_path / 'child.py')
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     assert model.backbone.grid_size == (14, 24) and model.backbone.embed_dims == 384
@@ -74,12 +77,15 @@ def test_example_of_the_readme_builds(tmp_path):
     assert masking.num_masked == round(0.6 * 14 * 24) and masking.num_blocked == round(14 * 24 * 120 / 196)
 
 
-def test_links_of_the_documents_lead_somewhere():
-    for document in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'), ROOT / 'CONTRIBUTING.md']:
-        for link in re.findall(r'\]\(([^)#:]+)\)', document.read_text()):
+def test_links_in_the_documents_exist():
+    documents = [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'configs').rglob('*.md')]
+    assert len(documents) > 10
+    for document in documents:
+        for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', document.read_text()):
             assert (document.parent / link).exists(), f'{document.name}: {link}'
 
 
 def test_main_files_are_there():
-    for name in ('README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'model-index.yml', 'setup.py', 'Makefile'):
+    documents = ('README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CITATION.cff')
+    for name in (*documents, 'model-index.yml', 'setup.py', 'Makefile'):
         assert (ROOT / name).stat().st_size > 20, name

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure: a training step, the loader, both together, several processes. Tables, and JSON for further use.
+"""Measure a training step, the loader, both together, or several processes; prints tables, and writes JSON.
 
 Examples:
     python tools/benchmark.py step configs/pretrain/bootmae_vitb.py --batch 256
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +55,7 @@ def read_command_line() -> argparse.Namespace:
         sub.add_argument('--repeats', type=int, default=10, help='steps that count (default: 10)')
         sub.add_argument('--device', help='cpu or cuda (default: a GPU if there is one)')
 
-    step = part('step', 'a whole training step on made-up images')
+    step = part('step', 'a training step on random images')
     of_steps(step, 8)
     step.add_argument('--warmup', type=int, default=3, help='steps before (default: 3)')
     step.add_argument('--against', nargs='+', choices=['authors', 'mae'], default=[], help='time these beside it')
@@ -88,7 +87,7 @@ def read_command_line() -> argparse.Namespace:
 
 
 def photographs(given: str | None) -> str:
-    """The folder of images to load, made if none is given."""
+    """Folder of images to load, created if none is given."""
     from benchmarks.loader import make_photographs
 
     if given is None and not Path(PHOTOGRAPHS).is_dir():
@@ -115,7 +114,7 @@ def rows(lines: list[tuple]) -> None:
 
 
 def print_step(result: dict) -> None:
-    """A step alone, as a table."""
+    """Measure a step alone."""
     total = sum(result['macs_per_image'].values())
     print(f'batch {result["batch"]}, {result["dtype"]}\n')
     rows(
@@ -134,7 +133,7 @@ def print_step(result: dict) -> None:
 
 
 def compare_steps(step: TrainingStep, others: dict, memory: dict, warmup: int, repeats: int) -> dict:
-    """Steps of several programs in turns, as a table; returns the numbers."""
+    """Measure steps of several programs in turns; return the numbers."""
     from benchmarks.timing import alternately
 
     seconds = alternately({'this': step, **others}, step.device, warmup, repeats)
@@ -159,7 +158,7 @@ def compare_steps(step: TrainingStep, others: dict, memory: dict, warmup: int, r
 
 
 def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
-    """A step alone, and beside those of others."""
+    """Measure a step alone, or against baselines."""
     from benchmarks.baselines import AuthorsStep, MAEStep
     from benchmarks.step import TrainingStep, measure_step
     from benchmarks.timing import memory_of
@@ -183,8 +182,8 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
         others[name], memory[name] = memory_of(make, device)
     print_step(result)
     if args.picture:
+        from benchmarks.pictures import draw_parts
         from benchmarks.timing import device_name
-        from bootmae_mm.visualization import draw_parts
 
         title = f'{Path(args.config).stem}, batch {args.batch}, {result["dtype"]}, {device_name(device)}'
         draw_parts(result['parts_ms'], result['macs_per_image'], title, args.picture)
@@ -194,13 +193,12 @@ def bench_step(args: argparse.Namespace, cfg: Config, device: torch.device) -> d
 
 
 def bench_ablations(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
-    """Single ablations."""
+    """Measure single optimizations."""
     from benchmarks.ablations import measure_ablations
     from benchmarks.step import TrainingStep
-    from bootmae_mm.data import MaskSampling
 
     step = TrainingStep(cfg, args.batch, device, args.dtype)
-    results = measure_ablations(step, MaskSampling(**cfg.train_dataloader.dataset.masking), args.warmup, args.repeats)
+    results = measure_ablations(step, args.warmup, args.repeats)
     print(f'batch {args.batch}, {str(step.dtype).removeprefix("torch.")}; milliseconds\n')
     rows(
         [('', 'plain', 'used', 'times')]
@@ -213,7 +211,7 @@ def bench_ablations(args: argparse.Namespace, cfg: Config, device: torch.device)
 
 
 def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
-    """Pipelines beside each other."""
+    """Compare pipelines."""
     from benchmarks.loader import OWN, mask_share, measure_loader, packed_pipelines, pipelines
 
     folder = photographs(args.images)
@@ -240,7 +238,7 @@ def bench_loader(args: argparse.Namespace, cfg: Config, device: torch.device) ->
 
 
 def bench_train(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
-    """Loader and step together."""
+    """Measure loader and step together."""
     from benchmarks.loader import build_loader, measure_waiting, pipelines
     from benchmarks.step import TrainingStep
 
@@ -252,7 +250,7 @@ def bench_train(args: argparse.Namespace, cfg: Config, device: torch.device) -> 
 
 
 def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict:
-    """Processes, batches, resolutions."""
+    """Measure processes, batch sizes and resolutions."""
     from benchmarks.scale import check_processes, measure_growth, measure_processes
 
     check_processes(args.processes, device)
@@ -273,7 +271,7 @@ def bench_scale(args: argparse.Namespace, cfg: Config, device: torch.device) -> 
 
 
 def set_defaults(args: argparse.Namespace, device: torch.device) -> None:
-    """What was not said, by what there is."""
+    """Fill in missing arguments by the hardware."""
     import torch
 
     cpu = device.type == 'cpu'
@@ -294,8 +292,7 @@ def main() -> None:
     import torch
 
     from benchmarks.timing import device_name
-    from bootmae_mm.checkpoints.reading import reason_of
-    from bootmae_mm.engine.launch import read_config
+    from bootmae_mm.engine.launch import exit_with, read_config
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -309,12 +306,10 @@ def main() -> None:
             step=bench_step, ablations=bench_ablations, loader=bench_loader, train=bench_train, scale=bench_scale
         )
         result = measure[args.what](args, cfg, device)
-    except pickle.UnpicklingError as error:  # of what mmengine reads by itself
-        raise SystemExit(f'error: a checkpoint does not load safely: {reason_of(error)}') from error
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
     except ImportError as error:
         raise SystemExit(f'error: {error.name} is needed: pip install {error.name}') from error
+    except Exception as error:  # noqa: BLE001  raised again if it is a defect
+        exit_with(error)
     if args.json:
         content = dict(
             what=args.what, config=args.config, device=device_name(device), torch=torch.__version__, **result

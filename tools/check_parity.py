@@ -3,7 +3,7 @@
 
 Loads PREFIX.json and PREFIX.safetensors, runs them through the project's converter, model, heads, optimizer constructor
 and EMA update, prints the largest absolute difference of every quantity, and exits 0 only if all are within tolerance:
-1e-5 of the values' scale for outputs, losses and gradients, 1e-4 for what the steps leave.
+1e-5 of the values' scale for outputs, losses and gradients, 1e-4 after the steps.
 
 Example:
     python tools/check_parity.py tests/reference/tiny_a
@@ -26,11 +26,10 @@ def main() -> None:
     args = parser.parse_args()
 
     from benchmarks.parity import Parity
+    from bootmae_mm.cli import errors_in_one_line
 
-    try:
+    with errors_in_one_line():
         differences = Parity.from_files(args.prefix).run()
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f'error: {error}') from error
     width = max(len(difference.name) for difference in differences)
     for d in differences:
         share = d.difference / d.scale if d.scale else d.difference

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Convert checkpoints of the authors (LightDXY/BootMAE) to this project's form, and those of pretraining back.
 
-Theirs hold `model`, `model_ema` and an argparse Namespace. Files are read without running code from them. What this
-project has no use for (decoders of model_ema, optimizer, arguments) is kept, so that the way back is exact.
+Theirs hold `model`, `model_ema` and an argparse Namespace. No code in the files is run. What this project does not use
+(decoders of model_ema, optimizer, arguments) is kept, so that the conversion back is exact.
 
 Examples:
     python tools/convert_official.py checkpoint-799.pth bootmae_vitb.pth
@@ -21,7 +21,7 @@ import bootmae_mm  # noqa: F401  registers what the imports below need
 
 
 def main() -> None:
-    from bootmae_mm.cli import parse_args
+    from bootmae_mm.cli import errors_in_one_line, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='checkpoint to read')
@@ -30,30 +30,28 @@ def main() -> None:
     parser.add_argument(
         '--weights',
         choices=['model_ema', 'model', 'module'],
-        help='of a classifier: which of its weights to take (default: the first of these that is there)',
+        help='which weights of a classifier to convert (default: the first of these in the file)',
     )
-    parser.add_argument('--quiet', action='store_true', help='do not list where each key went')
+    parser.add_argument('--quiet', action='store_true', help='do not list the keys')
     args = parse_args(parser)
 
     import torch
 
     from bootmae_mm.checkpoints.official import to_official, to_project
-    from bootmae_mm.checkpoints.official_classifier import classification_to_project, is_official_classification
-    from bootmae_mm.checkpoints.official_segmentor import is_official_segmentation, segmentation_to_project
+    from bootmae_mm.checkpoints.official_classifier import classifier_to_project, is_official_classifier
+    from bootmae_mm.checkpoints.official_segmentor import is_official_segmentor, segmentor_to_project
     from bootmae_mm.checkpoints.reading import load_file
 
-    try:
+    with errors_in_one_line():
         checkpoint = load_file(args.source)
         if args.to == 'official':
             convert = to_official
         else:
-            convert = segmentation_to_project if is_official_segmentation(checkpoint) else to_project
-        if args.to == 'project' and is_official_classification(checkpoint):
-            conversion = classification_to_project(checkpoint, args.weights)
+            convert = segmentor_to_project if is_official_segmentor(checkpoint) else to_project
+        if args.to == 'project' and is_official_classifier(checkpoint):
+            conversion = classifier_to_project(checkpoint, args.weights)
         else:
             conversion = convert(checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f'error: {error}') from error
     target = Path(args.target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + '.part')

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Pretrain a small BootMAE on real images, and show what it has learnt.
+"""Pretrain a small BootMAE on real images, and show what it learned.
 
 Runs configs/pretrain/bootmae_vitt_digits.py through the real Runner, then probes the encoder on held-out images before
-and after. Leaves summary.json, reconstruction.png and curves.png in the work_dir. Needs nothing but `make install`.
+and after. Writes summary.json, reconstruction.png and curves.png to the work_dir. Needs nothing but `make install`.
 
 Example:
     make demo
@@ -28,7 +28,7 @@ CONFIG = Path(__file__).resolve().parent.parent / 'configs/pretrain/bootmae_vitt
 
 
 def digits(split: str, size: int) -> tuple:
-    """Images (N, 3, H, W), normalised as in training, and labels of a split."""
+    """Images (N, 3, H, W), normalized as in training, and labels of a split."""
     import numpy as np
     import torch
 
@@ -83,7 +83,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def build_runner(args: argparse.Namespace) -> Runner:
-    """The Runner of the demo's config, with the options of the command line."""
+    """Build the Runner of the demo's config, with the options of the command line."""
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.engine.runner import Runner
 
@@ -109,7 +109,7 @@ def train_and_probe(runner: Runner) -> dict:
         untrained.init_weights()
     results['encoder, random weights'] = probe_encoder(untrained.backbone, train, test)
 
-    torch.set_num_threads(1)  # matrices this small gain nothing from a second core, which the loader has work for
+    torch.set_num_threads(1)  # small matrices gain nothing from a second core, which the loader uses
     begin = time.monotonic()
     model = runner.train()
     seconds = time.monotonic() - begin
@@ -146,7 +146,7 @@ def first_and_last_losses(runner: Runner) -> dict:
 
 
 def report(summary: dict, work_dir: Path) -> str:
-    """What the demo prints at its end."""
+    """Text that the demo prints at the end."""
     first, last = summary['losses']['first'], summary['losses']['last']
     changes = ', '.join(f'{name} {value} -> {last[name]}' for name, value in first.items())
     here, python = os.path.relpath(work_dir), os.path.relpath(sys.executable)

@@ -2,8 +2,8 @@
 """Fine-tune the demo's checkpoint for classification, segmentation and detection, against the same runs from scratch.
 
 Needs nothing but `make install`: pretrains first (tools/demo.py) if there is no checkpoint, and makes its own data
-(tools/make_digit_scenes.py). Runs the toy heirs of the real configs through the real Runners, evaluates with the
-ecosystem's metrics, and leaves summary.json and a picture of predictions for each task in the work_dir.
+(tools/make_digit_scenes.py). Runs the toy configs, which inherit from the real ones, through the real Runners,
+evaluates with the ecosystem's metrics, and writes summary.json and a picture of predictions per task to the work_dir.
 
 Example:
     make demo-transfer
@@ -37,7 +37,7 @@ CONFIGS = dict(
     segmentation='seg/bootmae_vitt_upernet_digits.py',
     detection='det/bootmae_vitt_mask_rcnn_digits.py',
 )
-# Key of a metric -> what it is called in the table.
+# Key of a metric -> name in the table.
 METRICS = dict(
     classification={'accuracy/top1': 'accuracy'},
     segmentation={'mIoU': 'mIoU', 'aAcc': 'pixel accuracy'},
@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepared(args: argparse.Namespace, work_dir: Path, counts: dict[str, int]) -> Path:
-    """Make what is missing, the checkpoint and the scenes; return the folder of the scenes."""
+    """Create the checkpoint and the scenes if missing; return the folder of the scenes."""
     if not Path(args.checkpoint).is_file():
         if args.checkpoint != 'work_dirs/demo/epoch_90.pth':
             raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
@@ -132,21 +132,21 @@ def predictions(runner: Runner) -> list[tuple]:
 
 
 def draw(task: str, results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
-    """A contact sheet: ground truth, and predictions of every start."""
+    """Contact sheet of ground truth and predictions of each run."""
     draw_task = dict(classification=classified, segmentation=segmented, detection=detected)[task]
     return draw_task(results, dataset)
 
 
 def enlarged(image: np.ndarray, scale: int = SCALE) -> np.ndarray:
-    """Every pixel as a square."""
+    """Enlarge by nearest neighbor."""
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def classified(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
-    """Pieces with the name of their class, and what was predicted (with a cross where it is wrong)."""
+    """Crops with the name of their class and the prediction (with a cross if it is wrong)."""
     import numpy as np
 
-    from bootmae_mm.visualization import contact_sheet, overlay_instances
+    from examples.predictions import contact_sheet, overlay_instances
 
     names = dataset.metainfo['classes']
 
@@ -173,10 +173,10 @@ def classified(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # 
 
 
 def segmented(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
-    """Scenes, maps of classes, predicted maps."""
+    """Scenes, ground-truth maps, predicted maps."""
     import numpy as np
 
-    from bootmae_mm.visualization import contact_sheet, overlay_map
+    from examples.predictions import contact_sheet, overlay_map
 
     palette = np.array(dataset.metainfo['palette'], np.uint8)
     first = next(iter(results.values()))
@@ -196,17 +196,17 @@ def segmented(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # n
 
 
 def detected(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # noqa: ANN401
-    """Scenes with boxes, masks and classes, and predicted ones."""
+    """Scenes with ground-truth and predicted boxes, masks and classes."""
     import numpy as np
 
-    from bootmae_mm.visualization import contact_sheet, overlay_instances
+    from examples.predictions import contact_sheet, overlay_instances
 
     names = dataset.metainfo['classes']
-    colours = [tuple(map(int, colour)) for colour in np.random.RandomState(3).randint(60, 255, (len(names), 3))]
+    colors = [tuple(map(int, color)) for color in np.random.RandomState(3).randint(60, 255, (len(names), 3))]
 
     def picture(image: Any, labels: Any, boxes: Any, masks: Any) -> np.ndarray:  # noqa: ANN401
         return overlay_instances(
-            np.asarray(image), boxes, masks, [names[i] for i in labels], [colours[i] for i in labels], 2 * SCALE
+            np.asarray(image), boxes, masks, [names[i] for i in labels], [colors[i] for i in labels], 2 * SCALE
         )
 
     def truth(image: Any, sample: Any) -> np.ndarray:  # noqa: ANN401
@@ -258,7 +258,7 @@ def main() -> None:
                 runner.train()
                 seconds = time.monotonic() - started
                 metrics = runner.test()
-                # mmdet's are shares of one, mmseg's and mmpretrain's are percentages.
+                # mmdet's metrics are in 0..1, mmseg's and mmpretrain's in percent.
                 factor = 100.0 if task == 'detection' else 1.0
                 found[start] = dict(
                     metrics={name: round(factor * float(metrics[key]), 2) for key, name in METRICS[task].items()},

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Evaluate with several processes: tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]
 # Example: tools/dist_test.sh configs/pretrain/bootmae_vitb.py work_dirs/bootmae_vitb/epoch_800.pth 8
-# Several nodes and machines without GPUs: as for tools/dist_train.sh.
+# For several nodes and machines without GPUs, see tools/dist_train.sh.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   sed -n '2,4s/^# //p' "$0"

@@ -2,8 +2,8 @@
 # Train with several processes: tools/dist_train.sh CONFIG GPUS [options of train.py]
 # Example, one machine:   tools/dist_train.sh configs/pretrain/bootmae_vitb.py 8
 # Example, first of two:  NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 tools/dist_train.sh CONFIG 8
-# MAX_RESTARTS=3, on one machine: starts all again when one has died, at most so often; they go on from the last checkpoint.
-# On a machine without GPUs the processes use the CPU (gloo). PORT (default 29500) must be free.
+# MAX_RESTARTS=3, on one machine: restart all processes up to 3 times if one dies; they resume from the last checkpoint.
+# Without GPUs, the processes use the CPU (gloo). PORT (default 29500) must be free.
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   sed -n '2,6s/^# //p' "$0"

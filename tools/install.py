@@ -32,14 +32,14 @@ def fail(text: str) -> None:
 
 
 def run(*command: str | Path) -> None:
-    """Run a command, and end with its name and status if it fails."""
+    """Run a command; if it fails, exit with its name and status."""
     result = subprocess.run([str(part) for part in command], cwd=ROOT)
     if result.returncode:
         fail(f'`{" ".join(map(str, command))}` ended with status {result.returncode}')
 
 
 def supported_python() -> str:
-    """The path of a supported Python: the one running this, or the newest other one on the PATH."""
+    """Path of a supported Python: the one running this, or the newest one on the PATH."""
     if sys.version_info[:2] in SUPPORTED:
         return sys.executable
     for major, minor in reversed(SUPPORTED):
@@ -62,7 +62,7 @@ def create(env: Path, python: str) -> None:
 
 
 def fingerprint(lock: Path) -> str:
-    """What the environment depends on: the lock file and the packaging of this project."""
+    """Fingerprint of the lock file and the packaging, on which the environment depends."""
     parts = [lock.read_bytes(), (ROOT / 'setup.py').read_bytes(), Path(__file__).read_bytes(), str(ROOT).encode()]
     return hashlib.sha256(b'\0'.join(parts)).hexdigest()
 
@@ -86,7 +86,7 @@ def main() -> None:
     uv = [env / 'bin/python', '-m', 'uv', '--quiet', 'pip']
     target = ['--python', env / 'bin/python']
     run(*uv, 'sync', *target, '--compile-bytecode', lock)
-    # The build back end is in the lock file too, so that nothing outside it is used.
+    # The build backend is in the lock file, too.
     run(*uv, 'install', *target, '--no-deps', '--no-build-isolation', '--editable', ROOT)
     stamp.write_text(wanted)
     say(f'done in {time.monotonic() - begin:.0f} s')

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Probe an encoder with k nearest neighbours: cosine, votes weighted by exp(cosine / temperature).
+"""Probe an encoder with k nearest neighbors: cosine, votes weighted by exp(cosine / temperature).
 
-The features are what the config's model has after its neck; configs/cls/bootmae_vitb_knn.py takes the mean patch token.
+The features are the output of the model's neck; in configs/cls/bootmae_vitb_knn.py that is the mean patch token.
 Takes checkpoints of pretraining (this project's, the authors', mmpretrain's MAE, timm's names) and fine-tuned ones.
 
 Example:
@@ -45,9 +45,9 @@ def read_command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path or URL of the checkpoint')
-    parser.add_argument('--prefix', help="of the encoder's keys: backbone. (default) or teacher.")
-    parser.add_argument('--k', type=int, nargs='+', help="numbers of neighbours (default: the config's)")
-    parser.add_argument('--temperature', type=float, help="of the votes (default: the config's)")
+    parser.add_argument('--prefix', help="prefix of the encoder's keys: backbone. (default) or teacher.")
+    parser.add_argument('--k', type=int, nargs='+', help="numbers of neighbors (default: the config's)")
+    parser.add_argument('--temperature', type=float, help="temperature of the votes (default: the config's)")
     parser.add_argument('--out', help='write the accuracies to this JSON file')
     cfg_options_argument(parser)
     return parse_args(parser)
@@ -61,7 +61,7 @@ def main() -> None:
     from mmengine.runner import Runner
 
     from bootmae_mm.engine.checks import check_same_classes
-    from bootmae_mm.engine.launch import prepare, read_config
+    from bootmae_mm.engine.launch import exit_with, prepare, read_config
     from bootmae_mm.evaluation import knn_accuracies
     from bootmae_mm.registry import MODELS
 
@@ -79,7 +79,7 @@ def main() -> None:
         model.train(False)
         loaders = {}
         for name in ('train', 'test'):
-            # Every image once, in order: the loader of a training config shuffles and drops the last.
+            # Every image once, in order: a loader for training shuffles and drops the last ones.
             options = cfg[f'{name}_dataloader']
             options.sampler = dict(type='DefaultSampler', shuffle=False)
             options.drop_last = False
@@ -91,8 +91,8 @@ def main() -> None:
         with torch.no_grad():
             data = {name: features_of(model, loader, name) for name, loader in loaders.items()}
             accuracies = knn_accuracies(*data['train'], *data['test'], ks, temperature)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    except Exception as error:  # noqa: BLE001  raised again if it is a defect
+        exit_with(error)
     train, test = len(data['train'][1]), len(data['test'][1])
     print(f'{train} training images, {test} test images, {data["train"][0].shape[1]} features each')
     for k, accuracy in accuracies.items():

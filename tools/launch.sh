@@ -24,12 +24,12 @@ launch() {  # launch SCRIPT GPUS ARGUMENT...
   local address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
   local meet=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
   if ((${MAX_RESTARTS:-0} > 0 && ${NNODES:-1} > 1)); then
-    # Each node counts its own restarts: a node whose processes were well would not know that it goes on.
+    # Each node counts its own restarts: a node without failures would not know of those of others.
     echo "error: MAX_RESTARTS is for one node; on several, start again with --resume" >&2
     return 2
   fi
   if ((${MAX_RESTARTS:-0} > 0)); then
-    # Else a restart meets in the store of the first start, finds addresses of dead processes there, and hangs or fails.
+    # Otherwise a restart uses the store of the first start, with addresses of dead processes, and hangs or fails.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     meet=(--rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="$port-$(date +%s)" --max_restarts="$MAX_RESTARTS")
   fi

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Write scenes of real digits with labels for segmentation, detection and classification.
 
-The same arguments give the same files. In the folder afterwards: images/ and annotations/ as in ADE20K (0 is no label,
-1 background, 2 + digit), instances_training.json and instances_validation.json as in COCO, digits/ with a folder of
-pieces for each class.
+The same arguments give the same files. Writes images/ and annotations/ as in ADE20K (0 is no label, 1 background,
+2 + digit), instances_training.json and instances_validation.json as in COCO, and digits/ with a folder of crops per
+class.
 
 Example:
     python tools/make_digit_scenes.py data/digit_scenes
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument('root', help='folder to write to; must be empty or new')
     parser.add_argument('--training', type=int, default=1000, metavar='N', help='number of training scenes')
     parser.add_argument('--validation', type=int, default=200, metavar='N', help='number of validation scenes')
-    parser.add_argument('--size', type=int, default=64, help='edge of a scene in pixels')
+    parser.add_argument('--size', type=int, default=64, help='side of a scene in pixels')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
 

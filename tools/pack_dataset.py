@@ -25,9 +25,9 @@ def main() -> None:
     parser.add_argument('images', nargs='?', help='folder of images, at any depth')
     parser.add_argument('out', nargs='?', help='folder for the pack')
     parser.add_argument('--check', metavar='PACK', help='compare all checksums of a pack, and nothing else')
-    parser.add_argument('--edge', type=int, default=256, help='longest shorter edge in pixels (default: 256)')
+    parser.add_argument('--edge', type=int, default=256, help='longest shorter side in pixels (default: 256)')
     parser.add_argument('--format', choices=['raw', 'jpeg'], default='raw', help='pixels, or files (default: raw)')
-    parser.add_argument('--quality', type=int, default=95, help='of JPEG (default: 95)')
+    parser.add_argument('--quality', type=int, default=95, help='quality of JPEG (default: 95)')
     parser.add_argument('--images-per-archive', type=int, default=2000, help='default: 2000')
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     parser.add_argument(
@@ -38,28 +38,29 @@ def main() -> None:
         parser.error('give a folder of images and one for the pack, or --check PACK')
     from mmengine.utils import ProgressBar
 
+    from bootmae_mm.cli import errors_in_one_line
     from bootmae_mm.data import ImageFolder
     from bootmae_mm.data.pack_reader import Pack
     from bootmae_mm.data.pack_writer import PackOptions, pack
+    from bootmae_mm.validation import ConfigError, parse
 
-    try:
+    with errors_in_one_line():
         if args.check:
             images = Pack(args.check)
             damaged = images.damaged(ProgressBar(len(images)).update)
             print()
             if damaged:
-                raise ValueError(f'{len(damaged)} of {len(images)} images are damaged: {", ".join(damaged[:5])}')
+                raise ConfigError(f'{len(damaged)} of {len(images)} images are damaged: {", ".join(damaged[:5])}')
             print(f'{len(images)} images are intact')
             return
-        options = PackOptions(args.edge, args.format, args.quality, args.images_per_archive)
+        keys = ('edge', 'format', 'quality', 'images_per_archive')
+        options = parse(PackOptions, {key: getattr(args, key) for key in keys}, '')
         folder = ImageFolder(data_root=args.images)
         root = Path(args.images)
         names = [str(Path(folder.get_data_info(i)['img_path']).relative_to(root)) for i in range(len(folder))]
         bar = ProgressBar(len(names))
         result = pack(root, names, args.out, options, args.workers, args.max_unreadable, bar.update)
         print()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f'error: {error}') from error
     print(
         f'{result["images"]} images, {result["bytes"] / 1e6:.1f} MB in {args.out}; {result["unreadable"]} could not be '
         'read'

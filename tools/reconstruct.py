@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what a pretrained model makes of masked images: original, masked, reconstruction, prediction.
+"""Draw reconstructions of a pretrained model: original, masked, reconstruction, prediction.
 
 The model is built from the config inside the checkpoint (read as data, not run) or from --config.
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    from bootmae_mm.cli import parse_args
+    from bootmae_mm.cli import errors_in_one_line, parse_args
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='checkpoint of a pretraining run')
     parser.add_argument('images', nargs='+', help='image files, or folders of them')
     parser.add_argument('--config', help='config to build the model from, instead of the one in the checkpoint')
     parser.add_argument('--out', default='reconstruction.png', help='picture to write')
-    parser.add_argument('--seed', type=int, default=0, help='of the masks')
-    parser.add_argument('--max-images', type=int, default=16, help='draw the first so many')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the masks')
+    parser.add_argument('--max-images', type=int, default=16, help='draw only the first MAX_IMAGES images')
     args = parse_args(parser)
 
     from PIL import Image
@@ -36,15 +36,13 @@ def main() -> None:
     from bootmae_mm.checkpoints.reading import load_model
     from bootmae_mm.visualization import draw_reconstruction, reconstruct
 
-    try:
+    with errors_in_one_line():
         model, cfg = load_model(args.checkpoint, args.config)
         paths = find_images(args.images)[: args.max_images]
         masking = dict(cfg.train_dataloader.dataset.masking)
         batch = load_batch(paths, model.backbone.img_size, loading_step(cfg), masking, args.seed)
         batch = model.data_preprocessor(batch)
         panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f'error: {error}') from error
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     names = [Path(path).name[:24] for path in paths]
     Image.fromarray(draw_reconstruction(panels, names)).save(args.out)
@@ -52,8 +50,9 @@ def main() -> None:
 
 
 def find_images(sources: list[str]) -> list[str]:
-    """Files as they are, folders as the images below them."""
+    """Image files, and all images below folders."""
     from bootmae_mm.data import ImageFolder
+    from bootmae_mm.validation import MissingFileError
 
     paths = []
     for source in sources:
@@ -63,24 +62,24 @@ def find_images(sources: list[str]) -> list[str]:
         elif Path(source).is_file():
             paths.append(source)
         else:
-            raise FileNotFoundError(f'no image or folder {source}')
+            raise MissingFileError(f'no image or folder {source}')
     return paths
 
 
 def loading_step(cfg: Config) -> dict:
-    """The step of the config's pipeline that reads a file: channels and value range are those of the training."""
-    from bootmae_mm.checkpoints.reading import check_types
+    """Step of the config's pipeline that reads a file, with the channels and value range of the training."""
+    from bootmae_mm.checkpoints.saved_config import check_types
 
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
     for step in pipeline:
         if step['type'].endswith(('LoadRGB', 'LoadImageFromFile')):
             check_types(step)
-            return {key: value for key, value in step.items() if key != 'crop_size'}  # it only warns of small images
+            return {key: value for key, value in step.items() if key != 'crop_size'}  # only for a warning
     return dict(type='bootmae_mm.LoadRGB', channels=cfg.model.backbone.get('in_channels', 3))
 
 
 def load_batch(paths: list[str], size: tuple[int, int], step: dict, masking: dict, seed: int) -> dict:
-    """The middle of every image at the model's size, each with a mask."""
+    """Center crops at the size of the model, each with a mask."""
     import random
 
     import numpy as np

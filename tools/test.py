@@ -29,12 +29,13 @@ def main() -> None:
     from mmengine.runner import Runner
 
     from bootmae_mm.engine.checks import built, check_checkpoint, check_classes, check_dataset, check_same_classes
-    from bootmae_mm.engine.launch import finish, prepare, read_config
+    from bootmae_mm.engine.launch import exit_with, finish, prepare, read_config
+    from bootmae_mm.validation import MissingFileError
 
     try:
         cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         if not Path(args.checkpoint).is_file():
-            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
+            raise MissingFileError(f'no checkpoint {args.checkpoint}')
         cfg.load_from = args.checkpoint
         cfg.resume = False
         prepare(cfg, training=False)
@@ -49,8 +50,8 @@ def main() -> None:
             'the training of the checkpoint and the test set',
         )
         metrics = runner.test()
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+    except Exception as error:  # noqa: BLE001  raised again if it is a defect
+        exit_with(error)
     if args.out and is_main_process():
         dump(metrics, args.out)
     finish(args.launcher)

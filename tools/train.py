@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pickle
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
@@ -32,33 +30,34 @@ def read_command_line() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a path from the latest in the work_dir',
+        help='resume from a checkpoint; without a path, from the latest in the work_dir',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16) where the config has none')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16) if the config has none')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale lr to the batch of this run; see auto_scale_lr in the config',
+        help='scale lr to the batch size of this run; see auto_scale_lr in the config',
     )
     return parse_args(parser)
 
 
 def configured(args: argparse.Namespace) -> Config:
-    """The config with the command line applied; what it starts from is chosen later, in a locked work_dir."""
+    """The config with the command line applied, before a checkpoint is chosen in the locked work_dir."""
     from bootmae_mm.engine.launch import read_config, use_amp
+    from bootmae_mm.validation import ConfigError
 
     cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:
         if 'auto_scale_lr' not in cfg:
-            raise ValueError(f'{args.config} has no auto_scale_lr')
+            raise ConfigError(f'{args.config} has no auto_scale_lr')
         cfg.auto_scale_lr.enable = True
     return cfg
 
 
 def train(cfg: Config) -> None:
-    """Check all that can be checked before the first iteration, and train."""
+    """Check what can be checked before the first iteration, and train."""
     from bootmae_mm.engine.checks import (
         check_checkpoint,
         check_classes,
@@ -80,8 +79,7 @@ def train(cfg: Config) -> None:
     try:
         runner.train()
     except (EOFError, ConnectionResetError, BrokenPipeError):
-        # A worker of the loader died as it sent a batch. Why, torch says in a moment: it hears of dead workers by a
-        # signal, and raises then, here or wherever the program is.
+        # A worker of the loader died while sending a batch. A signal tells torch the reason in a moment, and it raises.
         time.sleep(5)
         raise
 
@@ -90,37 +88,26 @@ def main() -> None:
     args = read_command_line()
     from mmengine.logging import print_log
 
-    from bootmae_mm.checkpoints.reading import reason_of
     from bootmae_mm.engine.hooks.interruption import Interrupted
-    from bootmae_mm.engine.launch import cause_of, finish, is_refusal, launched_rank
+    from bootmae_mm.engine.launch import exit_with, finish, launched_rank
     from bootmae_mm.engine.recovery import choose_start, lock
 
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    held = None
     try:
         cfg = configured(args)
         # Held until this process ends, however it ends.
         held = lock(cfg.work_dir, restarted) if launched_rank(args.launcher) == 0 else None
         choose_start(cfg, args.resume, restarted)
-    except (ValueError, TypeError, OSError) as error:
-        raise SystemExit(f'error: {error}') from error
-
-    # Where the disk is full: the console has each line of the log, and needs no traceback with each.
-    logging.raiseExceptions = False
-    try:
+        # With a full disk, the console still has each line of the log, and needs no traceback for each.
+        logging.raiseExceptions = False
         train(cfg)
         finish(args.launcher)
     except Interrupted as interrupted:
         print_log(str(interrupted), logger='current', level=30)
         finish(args.launcher, interrupted.status, interrupted.left)
-    except pickle.UnpicklingError as error:  # of what mmengine reads by itself
-        raise SystemExit(f'error: a checkpoint does not load safely: {reason_of(error)}') from error
-    except Exception as error:
-        cause = cause_of(error)
-        if cause is None and not isinstance(error, (ValueError, TypeError, OSError, EOFError, FloatingPointError)):
-            raise  # a defect, or out of memory
-        if not is_refusal(error):
-            traceback.print_exc()  # for whoever needs it, and below it one clear line
-        raise SystemExit(f'error: {cause or (str(error) or repr(error)).strip().splitlines()[-1]}') from None
+    except Exception as error:  # noqa: BLE001  raised again if it is a defect
+        exit_with(error)
     finally:
         if held is not None:
             held.close()

@@ -1,4 +1,4 @@
-"""Loading an encoder from any checkpoint that holds one, for certain."""
+"""Strict loading of an encoder from any checkpoint that holds one."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from bootmae_mm.validation import Share, parse, require
+
 from .names import from_huggingface, from_timm, is_huggingface, is_timm
 from .official import is_official, to_project
 from .reading import load_file
 
-# Where a checkpoint may hold the weights; of DINO's training files the teacher is the one that is used.
+# Keys under which a checkpoint may hold the weights; of DINO's training checkpoints, the teacher is used.
 PLACES = ('state_dict', 'model', 'teacher', 'student', 'model_ema', 'module')
 
 
 @dataclass
 class LoadReport:
-    """What became of an encoder's weights.
+    """Report of a loaded encoder.
 
     Attributes:
-        source: The file.
-        loaded: Names of weights that came from it.
-        resized: Those of them that were resized (position embedding, tables of relative positions).
-        fresh: Names that pretraining does not have, left as initialised.
-        missing: Names that should have come from the file and did not.
-        unused: Names in the file that the encoder has no place for.
+        source: Path of the file.
+        loaded: Names of the loaded weights.
+        resized: Names of loaded weights that were resized (position embedding, relative-position tables).
+        fresh: Names of weights that pretraining does not have, left as initialized.
+        missing: Names of weights that are missing in the file.
+        unused: Names in the file that the encoder does not have.
     """
 
     source: str
@@ -55,18 +57,18 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     """The encoder's weights in a checkpoint, in this project's names.
 
     Args:
-        path: A checkpoint of this project or mmpretrain, of the authors, or with the names of timm (MAE's authors,
+        path: A checkpoint of this project, of mmpretrain, of the authors, or with the names of timm (also MAE's and
             DINO's) or transformers (ViT, ViTMAE), recognized by its keys; a file of torch or safetensors, a folder of
             transformers, or a URL.
-        prefix: Of the encoder's keys: ``'backbone.'`` for the student, ``'teacher.'`` for the momentum encoder, ``''``
-            for a file of the encoder alone. By default ``'backbone.'`` where there is such a key, else ``''``.
+        prefix: Prefix of the encoder's keys: ``'backbone.'`` for the student, ``'teacher.'`` for the momentum encoder,
+            ``''`` for a file of the encoder alone. By default ``'backbone.'`` if there is such a key, else ``''``.
 
     Returns:
         Names without the prefix -> tensors.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a checkpoint, or no key has the prefix.
+        MissingFileError: If there is no such file.
+        ConfigError: If the file is not a checkpoint, or no key has the prefix.
     """
     checkpoint = load_file(path)
     if is_official(checkpoint):
@@ -81,13 +83,12 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     elif is_huggingface(found):
         found = from_huggingface(found)
     found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    if not found:
-        raise ValueError(f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
+    require(found, f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
     return found
 
 
 def _prefix_of(state: dict) -> str:
-    """The prefix of the encoder's keys, by its patch embedding; the student's where there are several encoders."""
+    """Prefix of the encoder's keys, found by its patch embedding; the student's if there are several encoders."""
     ends = ('patch_embed.projection.weight', 'patch_embed.proj.weight')
     found = [name.removesuffix(end) for name in state for end in ends if name.endswith(end)]
     if 'backbone.' in found or any(name.startswith('backbone.') for name in state):
@@ -103,29 +104,28 @@ def load_encoder(
     grid: tuple[int, int] | None = None,
     resize: bool = True,
 ) -> LoadReport:
-    """Load an encoder from a checkpoint and make sure that it came from there.
+    """Load an encoder from a checkpoint strictly: raises if weights are missing.
 
-    The position embedding is resized (bicubic) where the image has another number of patches, and cut where there is no
-    class token; tables of relative positions likewise.
+    The position embedding is resized (bicubic) if the image has another number of patches, and cut if there is no class
+    token; relative-position tables are resized, too.
 
     Args:
-        encoder: The backbone to fill, a :class:`BootMAEViT`.
+        encoder: Backbone to load into, a :class:`BootMAEViT`.
         checkpoint: See :func:`encoder_state`.
         prefix: See :func:`encoder_state`.
-        min_share: Smallest share, in [0, 1], of the encoder's weights (those in :attr:`BootMAEViT.fresh_weights` do not
-            count) that must come from the file.
-        grid: Rows and columns of patches the file's position embedding is for; by default a square, or the encoder's.
+        min_share: Smallest share, in [0, 1], of the encoder's weights that must come from the file; those in
+            :attr:`BootMAEViT.fresh_weights` do not count.
+        grid: Rows and columns of patches of the file's position embedding; by default a square, or the encoder's.
         resize: False to refuse another number of patches.
 
     Returns:
-        What was loaded; ``str()`` of it is one line.
+        Report; ``str()`` of it is one line.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If less than ``min_share`` fits, with the names and shapes.
+        MissingFileError: If there is no such file.
+        ConfigError: If less than ``min_share`` fits, with names and shapes.
     """
-    if not 0 <= min_share <= 1:
-        raise ValueError(f'min_share must be in [0, 1], but is {min_share}')
+    parse(Share, min_share, 'min_share')
     state = encoder_state(checkpoint, prefix)
     wanted = encoder.state_dict()
     may_be_fresh = encoder.fresh_weights
@@ -144,12 +144,12 @@ def load_encoder(
     report.resized = [name for name in report.resized if name in report.loaded]
 
     total = len(wanted) - len(report.fresh)
-    if len(report.loaded) < min_share * total or not report.loaded:
-        absent = [name for name in report.missing if name not in state]
-        raise ValueError(
-            f'{checkpoint} does not fit the encoder: {len(absent)} of {total} weights missing {absent[:3]}, '
-            f'{len(wrong)} of another shape {wrong[:3]}; min_share={min_share} of them must come from it '
-            f'(prefix {prefix!r}; its keys look like {sorted(state)[:2]})'
-        )
+    absent = [name for name in report.missing if name not in state]
+    require(
+        report.loaded and len(report.loaded) >= min_share * total,
+        f'{checkpoint} does not fit the encoder: {len(absent)} of {total} weights missing {absent[:3]}, {len(wrong)} '
+        f'of another shape {wrong[:3]}; at least min_share={min_share} must be loaded (prefix {prefix!r}; its keys '
+        f'look like {sorted(state)[:2]})',
+    )
     encoder.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
     return report

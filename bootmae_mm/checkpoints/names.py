@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
 
-# The authors' names and this project's; {} stands for one level of the name. Names with # are parts of one parameter.
+from bootmae_mm.validation import require
+
+# The authors' names and this project's; {} is one level of a name. Names with # are parts of one parameter.
 ENCODER = (
     ('cls_token', 'cls_token'),
     ('pos_embed', 'pos_embed'),
@@ -25,8 +28,31 @@ ENCODER = (
 )
 
 
-def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
-    """The target of a name in a table such as :data:`ENCODER`, or None."""
+# timm has one bias for q, k and v, as here; the authors of BootMAE have two of the three.
+TIMM = (
+    *((theirs, ours) for theirs, ours in ENCODER if '#' not in ours),
+    ('fc_norm.{}', 'ln2.{}'),
+    ('blocks.{}.attn.qkv.bias', 'layers.{}.attn.qkv.bias'),
+)
+# Names of the checkpoints on the hub, which every version of transformers reads; @ is query, key or value.
+ANCHOR = 'embeddings.patch_embeddings.projection'
+HUGGINGFACE = (
+    ('embeddings.cls_token', 'cls_token'),
+    ('embeddings.position_embeddings', 'pos_embed'),
+    ('embeddings.patch_embeddings.projection.{}', 'patch_embed.projection.{}'),
+    ('encoder.layer.{}.layernorm_before.{}', 'layers.{}.ln1.{}'),
+    ('encoder.layer.{}.layernorm_after.{}', 'layers.{}.ln2.{}'),
+    ('encoder.layer.{}.attention.attention.@.{}', 'layers.{}.attn.qkv.{}'),
+    ('encoder.layer.{}.attention.output.dense.{}', 'layers.{}.attn.proj.{}'),
+    ('encoder.layer.{}.intermediate.dense.{}', 'layers.{}.ffn.layers.0.0.{}'),
+    ('encoder.layer.{}.output.dense.{}', 'layers.{}.ffn.layers.1.{}'),
+    ('layernorm.{}', 'ln1.{}'),
+)
+Table = Iterable[tuple[str, str]]
+
+
+def rename(name: str, table: Table) -> str | None:
+    """Name in the other column of a table such as :data:`ENCODER`, or None."""
     for source, target in table:
         match = re.fullmatch(re.escape(source).replace(r'\{\}', '([^.]+)'), name)
         if match:
@@ -34,12 +60,50 @@ def rename(name: str, table: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-# timm has one bias for q, k and v, as here; the authors of BootMAE have two of the three.
-TIMM = (
-    *((theirs, ours) for theirs, ours in ENCODER if '#' not in ours),
-    ('fc_norm.{}', 'ln2.{}'),
-    ('blocks.{}.attn.qkv.bias', 'layers.{}.attn.qkv.bias'),
-)
+def rename_strictly(name: str, table: Table, failure: str) -> str:
+    """Name in the other column of a table.
+
+    Raises:
+        ConfigError: If the table does not have it; the message is ``failure`` and the name.
+    """
+    target = rename(name, table)
+    require(target is not None, f'{failure} {name!r}')
+    return cast(str, target)
+
+
+def reverse(table: Table) -> Table:
+    """The table for the other direction."""
+    return tuple((target, source) for source, target in table)
+
+
+def join_biases(
+    state: dict[str, Tensor], table: Table, failure: str
+) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """Rename the weights of an encoder with separate biases for q and v, and join these to a qkv bias.
+
+    Args:
+        state: Weights in the authors' names.
+        table: Table of names, see :data:`ENCODER`.
+        failure: Message for an unknown name.
+
+    Returns:
+        Weights in this project's names, and pairs of old and new names.
+
+    Raises:
+        ConfigError: If a name is unknown, or a bias of v is missing.
+    """
+    result: dict[str, Tensor] = {}
+    moves = []
+    for name, value in state.items():
+        target, _, part = rename_strictly(name, table, failure).partition('#')
+        moves.append((name, target))
+        if part == 'q':
+            value_bias = name.replace('q_bias', 'v_bias')
+            require(value_bias in state, f'incomplete checkpoint: {name} is there, {value_bias} is not')
+            value = torch.cat([value, torch.zeros_like(value), state[value_bias]])  # the keys have no bias
+        if part != 'v':
+            result[target] = value
+    return result, moves
 
 
 def is_timm(state: dict) -> bool:
@@ -48,7 +112,7 @@ def is_timm(state: dict) -> bool:
 
 
 def from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename to this project's names; what is not part of the encoder (a head, MAE's decoder) keeps its own."""
+    """Rename to this project's names; weights outside the encoder (a head, MAE's decoder) keep their names."""
     return {rename(name, TIMM) or name: value for name, value in state.items()}
 
 
@@ -56,51 +120,24 @@ def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename an encoder's weights to timm's names.
 
     Raises:
-        ValueError: If timm's plain vision transformer has no place for a weight.
+        ConfigError: If timm's plain vision transformer does not have a weight.
     """
-    back = tuple((ours, theirs) for theirs, ours in TIMM)
-    result = {}
-    for name, value in state.items():
-        target = rename(name, back)
-        if target is None:
-            raise ValueError(f"timm's vision transformer has no place for {name}")
-        result[target] = value
-    return result
-
-
-ANCHOR = 'embeddings.patch_embeddings.projection'
-
-# In the names of the checkpoints on the hub, which every version of transformers reads.
-HUGGINGFACE = (
-    ('cls_token', 'embeddings.cls_token'),
-    ('pos_embed', 'embeddings.position_embeddings'),
-    ('patch_embed.projection.{}', 'embeddings.patch_embeddings.projection.{}'),
-    ('layers.{}.ln1.{}', 'encoder.layer.{}.layernorm_before.{}'),
-    ('layers.{}.ln2.{}', 'encoder.layer.{}.layernorm_after.{}'),
-    ('layers.{}.attn.qkv.{}', 'encoder.layer.{}.attention.attention.@.{}'),
-    ('layers.{}.attn.proj.{}', 'encoder.layer.{}.attention.output.dense.{}'),
-    ('layers.{}.ffn.layers.0.0.{}', 'encoder.layer.{}.intermediate.dense.{}'),
-    ('layers.{}.ffn.layers.1.{}', 'encoder.layer.{}.output.dense.{}'),
-    ('ln1.{}', 'layernorm.{}'),
-)
+    failure = "timm's vision transformer has no weight"
+    return {rename_strictly(name, reverse(TIMM), failure): value for name, value in state.items()}
 
 
 def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename an encoder's weights, and split those of q, k and v.
+    """Rename an encoder's weights to transformers' names, and split those of q, k and v.
 
     Raises:
-        ValueError: If transformers' model has no place for a weight.
+        ConfigError: If transformers' model does not have a weight.
     """
     result = {}
     for name, value in state.items():
-        target = rename(name, HUGGINGFACE)
-        if target is None:
-            raise ValueError(f"transformers' ViTModel has no place for {name}")
-        if '@' in target:
-            for part, piece in zip(('query', 'key', 'value'), value.chunk(3), strict=True):
-                result[target.replace('@', part)] = piece.clone()
-        else:
-            result[target] = value
+        target = rename_strictly(name, reverse(HUGGINGFACE), "transformers' ViTModel has no weight")
+        parts = ('query', 'key', 'value') if '@' in target else ('',)
+        for part, piece in zip(parts, value.chunk(len(parts)), strict=True):
+            result[target.replace('@', part)] = piece.clone() if part else piece
     return result
 
 
@@ -110,20 +147,23 @@ def is_huggingface(state: dict) -> bool:
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename to this project's names, and join q, k and v; heads, a pooler and MAE's decoder keep their own names."""
+    """Rename to this project's names, and join q, k and v; heads, a pooler and MAE's decoder keep their names.
+
+    Raises:
+        ConfigError: If a layer lacks one of the three.
+    """
     anchor = next(name for name in state if name.endswith(f'{ANCHOR}.weight'))
     prefix = anchor.removesuffix(f'{ANCHOR}.weight')  # such as 'vit.'
-    back = tuple((theirs.replace('@', 'query'), ours) for ours, theirs in HUGGINGFACE)
+    table = tuple((theirs.replace('@', 'query'), ours) for theirs, ours in HUGGINGFACE)
     result = {}
     for name, value in state.items():
-        inner = name.removeprefix(prefix) if name.startswith(prefix) else name
-        target = rename(inner, back)
+        inner = name.removeprefix(prefix)
+        target = rename(inner, table)
         if target is not None and '.attention.query.' in inner:
-            names = [prefix + inner.replace('query', part) for part in ('query', 'key', 'value')]
-            absent = [part for part in names if part not in state]
-            if absent:
-                raise ValueError(f'no plain vision transformer: {absent[0]} is missing (BEiT has no bias of the keys)')
-            result[target] = torch.cat([state[part] for part in names])
-        elif not ('.attention.key.' in inner or '.attention.value.' in inner):
+            parts = [prefix + inner.replace('query', part) for part in ('query', 'key', 'value')]
+            absent = [part for part in parts if part not in state]
+            require(not absent, f'not a plain vision transformer: {absent} missing (BEiT has no bias of the keys)')
+            result[target] = torch.cat([state[part] for part in parts])
+        elif '.attention.key.' not in inner and '.attention.value.' not in inner:
             result[target or name] = value
     return result

@@ -1,8 +1,8 @@
 """The authors' pretraining checkpoints (LightDXY/BootMAE) and this project's, both ways.
 
 Theirs hold ``model`` and ``model_ema``, both with encoder and decoders. Here the state dict holds the student's parts
-and, under ``teacher.``, the encoder of ``model_ema``; what this project has no use for (decoders of ``model_ema``,
-optimizer, epoch, arguments) is kept under the key ``official``, so that the way back is exact to the byte.
+and, under ``teacher.``, the encoder of ``model_ema``; what this project does not use (decoders of ``model_ema``,
+optimizer, epoch, arguments) is kept under the key ``official``, so that the conversion back is exact to the byte.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .names import ENCODER, rename
+from bootmae_mm.validation import require
 
-# Of the pixel regressor; those of the feature predictor have _1 after the first word (@).
+from .names import ENCODER, rename_strictly, reverse
+
+# Names of the pixel regressor; those of the feature predictor have _1 after the first word (@).
 DECODER = (
     ('down@.{}', 'neck.decoders.{part}.embed.{}'),
     ('mask_token@', 'neck.decoders.{part}.mask_token'),
@@ -53,11 +55,11 @@ FEATURE_POS_EMBED = 'neck.decoders.feature.pos_embed'
 
 @dataclass
 class Conversion:
-    """A converted checkpoint and where each key went.
+    """A converted checkpoint and its names.
 
     Attributes:
-        checkpoint: The result.
-        moves: (key in the source, key in the result), for every tensor.
+        checkpoint: The converted checkpoint.
+        moves: Pairs of the key in the source and the key in the result, for every tensor.
     """
 
     checkpoint: dict
@@ -80,17 +82,15 @@ def state_to_project(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
         state: Weights in the authors' names.
 
     Returns:
-        Weights in this project's names, and the moves.
+        Weights in this project's names, and pairs of old and new names.
 
     Raises:
-        ValueError: If a key is unknown.
+        ConfigError: If a key is unknown.
     """
     parts: dict[str, Tensor] = {}
     moves = []
     for name, value in state.items():
-        target = rename(name, TABLE)
-        if target is None:
-            raise ValueError(f'unknown key {name!r}: not a pretraining checkpoint of BootMAE')
+        target = rename_strictly(name, TABLE, 'not a pretraining checkpoint of BootMAE: unknown key')
         parts[target] = value
         moves.append(
             (name, target.split('#')[0] if '#qkv' not in target else target.replace('qkv.weight#qkv', '{q,kv}.weight'))
@@ -115,16 +115,16 @@ def state_to_project(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[
 
 
 def state_to_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
-    """The inverse of :func:`state_to_project`; what is left of key biases is dropped, for softmax cancels it.
+    """The inverse of :func:`state_to_project`. Key biases are dropped, as softmax cancels them.
 
     Raises:
-        ValueError: If the authors' model has no place for a weight.
+        ConfigError: If the authors' model does not have a weight.
     """
     parts: dict[str, tuple[str, Tensor]] = {}
     for name, value in state.items():
         if name == FEATURE_POS_EMBED:
-            if not torch.equal(value, state['backbone.pos_embed']):
-                raise ValueError(f"{name} differs from backbone.pos_embed; the authors' model has one for both")
+            same = torch.equal(value, state['backbone.pos_embed'])
+            require(same, f"{name} differs from backbone.pos_embed; the authors' model has one for both")
         elif name.endswith('attn.qkv.bias'):
             width = len(value) // 3
             parts[f'{name}#q'], parts[f'{name}#v'] = (name, value[:width].clone()), (name, value[2 * width :].clone())
@@ -135,12 +135,9 @@ def state_to_official(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
             parts[name.replace('kv.weight', 'qkv.weight#qkv')] = name, torch.cat([state[query], value])
         elif not name.endswith('self_attn.q.weight'):
             parts[name] = name, value
-    table = [(ours, theirs) for theirs, ours in TABLE]
     result, moves = {}, []
     for name, (source, value) in parts.items():
-        target = rename(name, table)
-        if target is None:
-            raise ValueError(f"the authors' model has no place for {source!r}")
+        target = rename_strictly(name, reverse(TABLE), "the authors' model has no weight")
         result[target] = value
         moves.append((source, target))
     return result, moves
@@ -150,19 +147,19 @@ def to_project(checkpoint: dict) -> Conversion:
     """Convert a checkpoint of the authors.
 
     Args:
-        checkpoint: With ``model`` and, for the teacher, ``model_ema``.
+        checkpoint: Checkpoint with ``model`` and, for the teacher, ``model_ema``.
 
     Returns:
         A checkpoint with ``state_dict`` (backbone, neck, heads, teacher), ``meta`` and ``official``.
 
     Raises:
-        ValueError: If it is not one of theirs.
+        ConfigError: If it is not a checkpoint of theirs.
     """
-    if not is_official(checkpoint):
-        raise ValueError(
-            f'not a pretraining checkpoint of the authors: `model` with BEiT-style keys is missing; it '
-            f'has {sorted(checkpoint)[:5]}'
-        )
+    require(
+        is_official(checkpoint),
+        'not a pretraining checkpoint of the authors: `model` with BEiT-style keys is missing; the file has '
+        f'{sorted(checkpoint)[:5]}',
+    )
     state, moves = state_to_project(checkpoint['model'])
     conversion = Conversion({}, [(f'model.{source}', target) for source, target in moves])
     official: dict = dict(order={'model': list(checkpoint['model'])}, top=list(checkpoint))
@@ -185,7 +182,7 @@ def to_project(checkpoint: dict) -> Conversion:
         official['model_ema'] = {name: value for name, value in checkpoint['model_ema'].items() if name not in encoder}
         official['order']['model_ema'] = list(checkpoint['model_ema'])
     rest = {key: value for key, value in checkpoint.items() if key not in ('model', 'model_ema')}
-    if isinstance(rest.get('args'), argparse.Namespace):  # not kept as such: plain loading would refuse the class
+    if isinstance(rest.get('args'), argparse.Namespace):  # as a dict: safe loading would refuse the class
         official['namespace'] = vars(rest.pop('args'))
     official['rest'] = rest
     conversion.moves += [(key, f'official.{key}') for key in checkpoint if key not in ('model', 'model_ema')]
@@ -196,18 +193,18 @@ def to_project(checkpoint: dict) -> Conversion:
 def to_official(checkpoint: dict) -> Conversion:
     """Convert a checkpoint of this project to the authors' form, the inverse of :func:`to_project`.
 
-    A checkpoint trained here has no decoders of ``model_ema``; the student's stand in (nothing reads them).
+    A checkpoint trained here has no decoders of ``model_ema``; the student's are written instead (nothing reads them).
 
     Raises:
-        ValueError: If it has no student, or the authors' model has no place for a weight.
+        ConfigError: If it has no student, or the authors' model has no place for a weight.
     """
     state = checkpoint.get('state_dict', {})
     student = {name: value for name, value in state.items() if not name.startswith('teacher.')}
-    if not any(name.startswith('backbone.') for name in student):
-        raise ValueError(
-            f'not a pretraining checkpoint of this project: no key starts with backbone.; it has '
-            f'{sorted(checkpoint)[:5]}'
-        )
+    require(
+        any(name.startswith('backbone.') for name in student),
+        'not a pretraining checkpoint of this project: no key starts with backbone.; the file has '
+        f'{sorted(checkpoint)[:5]}',
+    )
     official = checkpoint.get('official', {})
     model, moves = state_to_official(student)
     conversion = Conversion({}, [(source, f'model.{target}') for source, target in moves])

@@ -1,14 +1,14 @@
 """The authors' UperNet checkpoints (``Segmentation/`` of LightDXY/BootMAE, on mmseg 0.x) for this project's UperNet.
 
-Their backbone has BEiT's names, a relative-position bias and two scales (gammas) a block, and contains the layers that
-rescale its outputs, which are the neck here.
+Their backbone has BEiT's names, a relative-position bias and two layer scales (gammas) per block, and contains the
+layers that rescale its outputs, which are the neck here.
 """
 
 from __future__ import annotations
 
-import torch
+from bootmae_mm.validation import require
 
-from .names import ENCODER, rename
+from .names import ENCODER, join_biases
 from .official import Conversion
 
 TABLE = (
@@ -22,46 +22,36 @@ TABLE = (
     ('backbone.fpn1.{}.{}', 'neck.upsample_4x.{}.{}'),
     ('backbone.fpn2.{}.{}', 'neck.upsample_2x.{}.{}'),
 )
-# Computed from the size of the image here.
+# A buffer of theirs; computed from the size of the image here.
 BUFFER = 'relative_position_index'
 
 
-def is_official_segmentation(checkpoint: dict) -> bool:
+def is_official_segmentor(checkpoint: dict) -> bool:
     """Whether a checkpoint is a segmentation model of the authors."""
     return 'backbone.blocks.0.attn.q_bias' in checkpoint.get('state_dict', {})
 
 
-def segmentation_to_project(checkpoint: dict) -> Conversion:
+def segmentor_to_project(checkpoint: dict) -> Conversion:
     """Convert a segmentation checkpoint of the authors for ``configs/seg``.
 
     Args:
-        checkpoint: With ``state_dict``.
+        checkpoint: Checkpoint with ``state_dict``.
 
     Returns:
-        A checkpoint with ``state_dict`` and ``meta``. Optimizer and iteration are left out: its parameter groups are
-        others.
+        A checkpoint with ``state_dict`` and ``meta``; without optimizer states, whose parameter groups differ.
 
     Raises:
-        ValueError: If it is not one of theirs, or a key of the backbone is unknown.
+        ConfigError: If it is not a checkpoint of theirs, or a key of the backbone is unknown.
     """
-    if not is_official_segmentation(checkpoint):
-        raise ValueError(
-            'not a segmentation checkpoint of the authors: backbone.blocks.0.attn.q_bias is missing; it has '
-            f'{sorted(checkpoint.get("state_dict", checkpoint))[:3]}'
-        )
-    state = checkpoint['state_dict']
-    result = {}
-    moves = []
-    for name, value in state.items():
-        if name.endswith(BUFFER):
-            continue
-        target = name if not name.startswith('backbone.') else rename(name, TABLE)
-        if target is None:
-            raise ValueError(f'unknown key {name!r}: not a segmentation checkpoint of BootMAE')
-        target, _, part = target.partition('#')
-        moves.append((name, target))
-        if part == 'q':  # no bias of the keys there
-            value = torch.cat([value, torch.zeros_like(value), state[name.replace('q_bias', 'v_bias')]])
-        if part != 'v':
-            result[target] = value
-    return Conversion(dict(state_dict=result, meta=dict(source='LightDXY/BootMAE')), moves)
+    require(
+        is_official_segmentor(checkpoint),
+        'not a segmentation checkpoint of the authors: backbone.blocks.0.attn.q_bias is missing; the file has '
+        f'{sorted(checkpoint.get("state_dict", checkpoint))[:3]}',
+    )
+    state = {name: value for name, value in checkpoint['state_dict'].items() if not name.endswith(BUFFER)}
+    backbone = {name: value for name, value in state.items() if name.startswith('backbone.')}
+    # The names of mmseg's heads have not changed.
+    heads = {name: value for name, value in state.items() if name not in backbone}
+    result, moves = join_biases(backbone, TABLE, 'not a segmentation checkpoint of BootMAE: unknown key')
+    moves += [(name, name) for name in heads]
+    return Conversion(dict(state_dict={**result, **heads}, meta=dict(source='LightDXY/BootMAE')), moves)

@@ -1,10 +1,9 @@
-"""A stand-in for mmcv's compiled operators, made of torchvision's.
+"""Replacement of mmcv's compiled operators by torchvision's.
 
-Mask R-CNN and UperNet need two operators of the module ``mmcv._ext``: nms and roi_align. Where mmcv was installed
-without compiling (the plain install), that module is missing and neither ``mmcv.ops`` nor mmdet can be imported. A
-finder at the very end of ``sys.meta_path`` then supplies a module of the same name: nms and roi_align, forward and
-backward, from torchvision, for CPU and CUDA; every other operator raises when called. A compiled ``mmcv._ext`` is found
-first and used.
+Mask R-CNN and UperNet need two operators of the module ``mmcv._ext``: nms and roi_align. A plain install of mmcv does
+not compile that module, and then neither ``mmcv.ops`` nor mmdet can be imported. A finder at the end of
+``sys.meta_path`` supplies a module of the same name: nms and roi_align, forward and backward, from torchvision, for CPU
+and CUDA; every other operator raises when called. A compiled ``mmcv._ext`` is found first and used.
 """
 
 from __future__ import annotations
@@ -20,6 +19,10 @@ if TYPE_CHECKING:  # torch is imported only when an operator is called, so that 
     from torch import Tensor
 
 NAME = 'mmcv._ext'
+INSTALL = (
+    'build mmcv with operators for your torch and CUDA (`pip install --no-build-isolation onedl-mmcv`, or `mim '
+    'install mmcv` for the original distribution)'
+)
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
@@ -28,8 +31,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     Args:
         boxes: (N, 4) as x1, y1, x2, y2.
         scores: (N,).
-        iou_threshold: Boxes that overlap a better one by more are dropped.
-        offset: 0, or 1 where a box includes its last pixel: widths are then x2 - x1 + 1.
+        iou_threshold: IoU with a better box above which a box is dropped.
+        offset: 0, or 1 if a box includes its last pixel: its width is then x2 - x1 + 1.
 
     Returns:
         Tensor (K,), int64.
@@ -67,13 +70,13 @@ def roi_align_forward(
         input: (B, C, H, W).
         rois: (K, 5) as image index, x1, y1, x2, y2.
         output: (K, C, aligned_height, aligned_width), filled.
-        argmax_y: Not used by averaging; likewise ``argmax_x``.
+        argmax_y, argmax_x: Not used by averaging.
         aligned_height: Bins in a column.
         aligned_width: Bins in a row.
-        spatial_scale: Edge of the feature map over that of the image.
-        sampling_ratio: Samples of a bin along an edge; 0 for as many as it has pixels.
-        pool_mode: 1 for averaging; 0 (maximum) is not supplied.
-        aligned: Shift by half a pixel, and no least size.
+        spatial_scale: Side of the feature map over that of the image.
+        sampling_ratio: Samples per bin along a side; 0 for one per pixel.
+        pool_mode: 1 for averaging; 0 (maximum) is not supported.
+        aligned: Shift by half a pixel, without a minimum size.
     """
     import torch
 
@@ -124,19 +127,15 @@ def roi_align_backward(
 
 
 def _ratio(sampling_ratio: int) -> int:
-    """torchvision's 'as many as it has pixels' is -1."""
+    """torchvision's value for one sample per pixel is -1."""
     return sampling_ratio if sampling_ratio > 0 else -1
 
 
-INSTALL = (
-    'build mmcv with operators for your torch and CUDA (`pip install --no-build-isolation onedl-mmcv`, or `mim '
-    'install mmcv` for the original distribution)'
-)
 SUPPLIED: dict[str, Callable] = dict(
     nms=nms,
     roi_align_forward=roi_align_forward,
     roi_align_backward=roi_align_backward,
-    # What mmcv.utils.collect_env asks for.
+    # For mmcv.utils.collect_env.
     get_compiler_version=lambda: 'n/a',
     get_compiling_cuda_version=lambda: 'not available',
 )
@@ -156,13 +155,13 @@ class _StandIn(ModuleType):
     """Module whose unknown attributes are operators that raise when called."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        if name.startswith('__'):  # what the import system and inspection ask for
+        if name.startswith('__'):  # of the import system and of inspection
             raise AttributeError(name)
         return _missing(name)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds ``mmcv._ext`` where nothing else does."""
+    """Finds ``mmcv._ext`` if nothing else does."""
 
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
@@ -187,7 +186,7 @@ def register_stand_in() -> None:
 
 
 def uses_stand_in() -> bool:
-    """Whether ``mmcv._ext`` is, or would be, the stand-in."""
+    """Whether ``mmcv._ext`` is, or would be, the replacement."""
     import importlib.util
 
     spec = importlib.util.find_spec(NAME)

@@ -1,4 +1,4 @@
-"""The files of a config: which names each of them sets, and which it uses."""
+"""The files of a config: the names that each of them sets and uses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ConfigFile:
 
     Attributes:
         path: Path of the file.
-        bases: Files it inherits from.
+        bases: Base files.
         is_lazy: Whether it imports its bases (``read_base``) instead of naming them.
-        assigned: Names it assigns or changes at the top level, those of its bases (``_base_.NAME``) among them.
-        changed: Those that it changes in place.
-        used: Names it uses for something else.
-        from_base: Names it takes from its bases (``{{_base_.NAME}}``).
-        expressions: What it assigns to a name: an expression, or a value of JSON and YAML.
+        assigned: Names assigned or changed at the top level, including those of its bases (``_base_.NAME``).
+        changed: Names changed in place.
+        used: Names used in expressions.
+        from_base: Names taken from its bases (``{{_base_.NAME}}``).
+        expressions: Assigned expression (or value, for JSON and YAML) by name.
     """
 
     path: Path
@@ -38,13 +38,13 @@ class ConfigFile:
     expressions: dict[str, Any] = field(default_factory=dict)
 
     def chain(self) -> Iterator[ConfigFile]:
-        """This file and all that it inherits from."""
+        """This file and all its bases."""
         yield self
         for base in self.bases:
             yield from base.chain()
 
     def sets(self, key: str) -> bool:
-        """Whether this very file gives a dotted key a value."""
+        """Whether this file itself sets a dotted key."""
         name, *rest = key.split('.')
         if name in self.changed:
             return True
@@ -60,17 +60,17 @@ class ConfigFile:
         return node is not None
 
     def values(self) -> dict[str, Any]:
-        """What mmengine makes of this file and its bases."""
+        """Values that mmengine reads from this file and its bases."""
         return Config.fromfile(self.path)._cfg_dict
 
     @property
     def is_installed(self) -> bool:
-        """Whether the file belongs to an installed package, whose names are not the user's."""
+        """Whether the file belongs to an installed package."""
         return any(root in self.path.parents for root in map(Path, site.getsitepackages()))
 
 
 def config_files(path: str | Path) -> ConfigFile:
-    """A config file and those that it inherits from, with the names in each."""
+    """Parse a config file and its bases."""
     path = Path(path)
     file = ConfigFile(path.resolve())
     if path.suffix == '.py':
@@ -89,7 +89,7 @@ def config_files(path: str | Path) -> ConfigFile:
 
 
 def _imported_bases(tree: ast.Module, path: Path) -> list[Path]:
-    """Files beside a lazy config that it imports in ``with read_base():``."""
+    """Base files that a lazy config imports in ``with read_base():``."""
     found = []
     for block in (node for node in tree.body if isinstance(node, ast.With)):
         for node in block.body:
@@ -101,7 +101,7 @@ def _imported_bases(tree: ast.Module, path: Path) -> list[Path]:
 
 
 def changed_names(statement: ast.stmt) -> tuple[set[str], set[str], set[str]]:
-    """What a statement does to names: assigns them, changes them in place, changes those of a base in place."""
+    """Names that a statement assigns, changes in place, and changes in place in a base."""
     assigned: set[str] = set()
     in_place: set[str] = set()
     of_base: set[str] = set()
@@ -142,7 +142,7 @@ def _first_name(node: ast.expr) -> str | None:
 
 
 def _note_names(statement: ast.stmt, file: ConfigFile) -> None:
-    """Note what one statement assigns and uses; changing a value in place is no use of it."""
+    """Record the names that one statement assigns and uses; a change in place is not a use."""
     assigned, in_place, of_base = changed_names(statement)
     assigned = {name for name in assigned if not name.startswith('__')} - {'_base_'}
     file.assigned |= assigned | (in_place & file.assigned) | of_base

@@ -1,4 +1,4 @@
-"""Reading configs: every name at the top of a file takes effect, or is refused."""
+"""Reading of configs: every name at the top of a file takes effect, or is refused."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from bootmae_mm.config.files import ConfigFile, changed_names, config_files
 from bootmae_mm.options import Unparsed, parse_value
+from bootmae_mm.validation import ConfigError, MissingFileError, require
 
-# What mmengine's Runner looks up in a config beside the arguments of its constructor, and what tools and hooks do.
+from .files import ConfigFile, changed_names, config_files
+
+# Keys that mmengine's Runner reads besides the arguments of its constructor, and keys of tools and hooks.
 OTHER_KEYS = {
     *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
     *('activation_checkpointing', 'knn', 'tta_model', 'tta_pipeline'),
 }
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | OTHER_KEYS
-BOUND = '_bound_names'  # attribute of a config that load_config has read: names that were bound late
+BOUND = '_bound_names'  # attribute of a config from load_config: names bound late
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
     """Read a config and apply ``--cfg-options``.
 
-    mmengine computes a base file before it looks at the file that inherits from it: a name such as ``data_root`` or
-    ``masking`` that a child config or an option overrides would no longer reach what the base has made of it. Here it
-    does, as if the base had been written with the new value.
+    mmengine evaluates a base file before its child configs: overriding a name such as ``data_root`` or ``masking`` in a
+    child config or an option would not affect what the base made of it. Here it does, as if the base had been written
+    with the new value.
 
     Args:
         path: Path of the config.
-        options: Dotted keys and values; of type :class:`Unparsed` if they come from a command line.
+        options: Dotted keys and values; values from a command line are :class:`Unparsed`.
 
     Returns:
         The config.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file, or an option, sets a name that nothing reads.
+        MissingFileError: If there is no such file.
+        ConfigError: If the file, or an option, sets a name that nothing reads.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no config {path}')
+        raise MissingFileError(f'no config {path}')
     cfg = Config.fromfile(path)
     file = config_files(path)
     late = _late_names(file, cfg)
@@ -64,28 +66,28 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
 
 
 def bound_names(cfg: Config) -> dict[str, Any]:
-    """Names that :func:`load_config` has bound late, with their values."""
+    """Names that :func:`load_config` bound late, with their values."""
     return cfg.__dict__.get(BOUND) or {}
 
 
 def check_bound(cfg: Config) -> None:
-    """Refuse a config that was read without :func:`load_config` and needs it.
+    """Refuse a config that needs :func:`load_config` but was read without it.
 
     Raises:
-        ValueError: If a file sets a name that reaches nothing when mmengine alone reads it.
+        ConfigError: If a file sets a name that has no effect when mmengine alone reads it.
     """
     if BOUND in cfg.__dict__ or not cfg.filename or not Path(cfg.filename).is_file():
         return
     late = sorted(_late_names(config_files(cfg.filename), cfg))
-    if late:
-        raise ValueError(
-            f'{cfg.filename} overrides {late}, which mmengine alone does not pass on to what its base files made of '
-            'them; read it with bootmae_mm.config.load_config, or set the keys themselves'
-        )
+    require(
+        not late,
+        f'{cfg.filename} overrides {late}, which has no effect on its base files when mmengine alone reads it; read it '
+        'with bootmae_mm.config.load_config, or set the final keys',
+    )
 
 
 def value_at(node: Any, key: str) -> Any:
-    """What a dotted key stands for, or None."""
+    """Value of a dotted key, or None."""
     for part in key.split('.'):
         if isinstance(node, (dict, Config)):
             node = node.get(part)
@@ -102,29 +104,29 @@ def _parsed(options: dict[str, Any], cfg: Config) -> dict[str, Any]:
         current = value_at(cfg, key)
         parsed[key] = parse_value(value, current) if isinstance(value, Unparsed) else value
         if isinstance(parsed[key], dict) and current is not None and not isinstance(current, dict):
-            parsed[key] = {'_delete_': True, **parsed[key]}  # else mmengine would refuse the change of type
+            parsed[key] = {'_delete_': True, **parsed[key]}  # otherwise mmengine would refuse the change of type
     return parsed
 
 
 def _merge(cfg: Config, options: dict[str, Any]) -> None:
-    """Apply options together (``_delete_`` is one of them); an impossible one is named."""
+    """Apply options together (``_delete_`` is one of them); name the impossible one."""
     mistakes = (KeyError, IndexError, TypeError, AttributeError)
     before = copy.deepcopy(cfg)
     try:
-        cfg.merge_from_dict(copy.deepcopy(options))  # mmengine takes _delete_ out of them
+        cfg.merge_from_dict(copy.deepcopy(options))  # mmengine removes _delete_ from them
     except mistakes as error:
         for key, value in options.items():
             try:
                 copy.deepcopy(before).merge_from_dict({key: value})
             except mistakes:
-                raise ValueError(f'--cfg-options {key}: there is no such place in the config ({error})') from error
+                raise ConfigError(f'--cfg-options {key}: there is no such place in the config ({error})') from error
         raise
 
 
 def _final_values(file: ConfigFile, names: set[str], options: dict[str, Any]) -> dict[str, Any]:
-    """Values of names that are bound late, each computed with the final values of the others.
+    """Values of names that are bound late, each evaluated with the final values of the others.
 
-    Plain values first: a base may derive a dict from them.
+    Plain values come first, as a base may derive a dict from them.
     """
     plain = Config.fromfile(file.path)
     final: dict[str, Any] = {}
@@ -137,20 +139,19 @@ def _final_values(file: ConfigFile, names: set[str], options: dict[str, Any]) ->
 
 
 def _check_options(options: dict[str, Any], cfg: Config, file: ConfigFile) -> None:
-    """Refuse options at the top level that would have no effect."""
-    files = [part for part in file.chain() if not part.is_lazy]  # mmengine imports lazy ones itself
+    """Refuse top-level options that would have no effect."""
+    files = [part for part in file.chain() if not part.is_lazy]  # lazy files are imported by mmengine
     helpers = {name for part in files for name in (part.used & part.assigned) | part.from_base}
     for key in options:
         name = key.split('.')[0]
-        if name not in RUNNER_KEYS | helpers:
-            raise ValueError(f'--cfg-options: {_explain(name, cfg)}')
+        require(name in RUNNER_KEYS | helpers, f'--cfg-options: {_explain(name, cfg)}')
 
 
 def _late_names(file: ConfigFile, cfg: Config) -> set[str]:
     """Names that a file of the chain sets without using them, and that one of its bases uses.
 
     Raises:
-        ValueError: If nothing uses a name, neither the Runner nor any file.
+        ConfigError: If neither the Runner nor any file uses a name.
     """
     late = set()
     taken = set().union(*(part.from_base for part in file.chain()))
@@ -161,12 +162,12 @@ def _late_names(file: ConfigFile, cfg: Config) -> set[str]:
             if name in inherited and not part.is_lazy:
                 late.add(name)
             elif name not in taken and not name.startswith('_') and not _is_harmless(part, name, file, cfg):
-                raise ValueError(f'{part.path}: {_explain(name, cfg)}')
+                raise ConfigError(f'{part.path}: {_explain(name, cfg)}')
     return late
 
 
 def _is_harmless(part: ConfigFile, name: str, leaf: ConfigFile, cfg: Config) -> bool:
-    """Whether a name that nothing uses may stand there: an offer to child configs, or left in a dumped config."""
+    """Whether an unused name is acceptable: meant for child configs, or left in a dumped config."""
     if part.is_installed:
         return True
     if not part.bases and any(_contains(value, cfg.get(name)) for key, value in cfg.items() if key in RUNNER_KEYS):
@@ -176,7 +177,7 @@ def _is_harmless(part: ConfigFile, name: str, leaf: ConfigFile, cfg: Config) -> 
 
 
 def _contains(node: Any, wanted: Any) -> bool:
-    """Whether a value occurs in another one; a path also as the beginning of a longer one."""
+    """Whether a value occurs in another; a path also as the beginning of a longer one."""
     if node == wanted or (isinstance(node, str) and isinstance(wanted, str) and node.startswith(f'{wanted}/')):
         return True
     parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
@@ -184,7 +185,7 @@ def _contains(node: Any, wanted: Any) -> bool:
 
 
 def _explain(name: str, cfg: Config) -> str:
-    """One line on a name that nothing reads, with the key that was probably meant."""
+    """Message for a name that nothing reads, with the key that was probably meant."""
     paths = [path for path in _paths_of(name, cfg) if path != name]
     if paths:
         return f'nothing reads the key {name!r}; the key that has an effect is {" or ".join(paths[:3])}'
@@ -204,7 +205,7 @@ def _paths_of(name: str, node: Any, prefix: str = '') -> Iterator[str]:
 
 @contextmanager
 def late_binding(values: dict[str, Any], file: ConfigFile) -> Iterator[None]:
-    """While the block runs, mmengine reads the files of a config with these values of names that they set."""
+    """Within the block, mmengine reads the files of a config with these values of their names."""
     original = Config._substitute_predefined_vars
     files = [part.path for part in file.chain()]
 
@@ -214,7 +215,7 @@ def late_binding(values: dict[str, Any], file: ConfigFile) -> Iterator[None]:
             text = Path(temporary).read_text(encoding='utf-8')
             Path(temporary).write_text(_with_values(text, values), encoding='utf-8')
 
-    # The one step of mmengine's reading that knows both the file and the copy that is run.
+    # The only step of mmengine's reading that knows both the file and the copy that it executes.
     Config._substitute_predefined_vars = staticmethod(substitute)
     try:
         yield
@@ -223,7 +224,7 @@ def late_binding(values: dict[str, Any], file: ConfigFile) -> Iterator[None]:
 
 
 def _with_values(text: str, values: dict[str, Any]) -> str:
-    """A config in which the last statement that sets or changes one of some names is followed by another one."""
+    """Add an assignment after the last statement that sets or changes each name."""
     last: dict[str, int] = {}
     for statement in ast.parse(text).body:
         assigned, in_place, of_base = changed_names(statement)
@@ -237,7 +238,7 @@ def _with_values(text: str, values: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value whose ``repr`` is Python: without mmengine's own kinds of dict."""
+    """Value whose ``repr`` is Python, without mmengine's own dict classes."""
     if isinstance(value, (ConfigDict, dict)):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -2,11 +2,11 @@
 
 from .datasets import Digits, ImageFolder
 from .labelled import LabelledFolder
+from .loading import LoadRGB
 from .masking import MaskSampling
 from .pack_reader import PackedImages
 from .samplers import SeededSampler
 from .transforms import (
-    LoadRGB,
     MapLabels,
     PackImage,
     RandomErasing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from bootmae_mm.registry import DATASETS
-from bootmae_mm.values import integer, number
+from bootmae_mm.validation import ConfigError, Count, MissingFileError, Share, Side, require, validated
 
 from .decoding import UnreadableImageError
 from .masking import MaskSampling
@@ -24,12 +24,12 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm',
 
 
 class SeededDataset(BaseDataset):
-    """A dataset whose random choices follow the seed of a :class:`SeededIndex`, with a mask for every image.
+    """Dataset whose random choices follow the seed of a :class:`SeededIndex`, with a mask for every image.
 
     Args:
         masking: Options of :class:`MaskSampling`; None for no masks. A key of the dataset rather than a step of the
-            pipeline, so that a config changes one option of it in one line.
-        **kwargs: As for mmengine's ``BaseDataset``.
+            pipeline, so that a child config can change one option in one line.
+        **kwargs: Arguments of mmengine's ``BaseDataset``.
     """
 
     def __init__(self, masking: dict | None = None, **kwargs: Any) -> None:
@@ -41,8 +41,8 @@ class SeededDataset(BaseDataset):
         if isinstance(idx, SeededIndex):
             random.seed(idx.seed)
             np.random.seed(idx.seed)
-            # Not torch.manual_seed, which seeds all devices: where CUDA is not started (in workers) it notes every call
-            # for later with a stack trace, as long a list as there are images.
+            # Not torch.manual_seed, which seeds all devices: where CUDA is not initialized (in workers) it records a
+            # stack trace for every call.
             torch.default_generator.manual_seed(idx.seed)
         sample = super().__getitem__(int(idx))
         if self.masking is None:
@@ -52,49 +52,48 @@ class SeededDataset(BaseDataset):
 
 @DATASETS.register_module()
 class ImageFolder(SeededDataset):
-    """All images below a folder, at any depth, without labels and without class folders.
+    """All images below a folder, without labels and without class folders.
 
     Links are followed, but no folder is visited twice.
 
-    An unreadable image is skipped (the next one takes its place), named in the log and in a file, and counted, across
-    workers. Above the share ``max_unreadable`` of the images that this process has seen (of the first 1,000, or all if
-    there are fewer, before it has seen so many) the run stops and names the files.
+    An unreadable image is skipped (the next one takes its place), logged, listed in a file, and counted across workers.
+    The run stops and names the files once more than ``max_unreadable`` of the images seen so far are unreadable (of at
+    least 1,000 images, or of all if there are fewer).
 
     Args:
         data_root: The folder.
-        folder: A folder in it to use, such as ``'train'``; the whole of it by default.
-        ann_file: A text file with one image path a line, relative to the folder; only these are used. Saves the
+        folder: Subfolder to use, such as ``'train'``; the whole folder by default.
+        ann_file: Text file with one image path per line, relative to the folder; only these images are used. Saves the
             scan of a large folder. A second column (a label) is ignored.
         max_unreadable: Largest share of unreadable images, in [0, 1].
-        extensions: Of the files that count as images, lower case.
-        max_images: Use the first so many only; all by default.
-        unreadable_file: Text file to which every unreadable image is added, a line each: path, tabulator, reason. The
-            Runner sets it to ``unreadable_images.txt`` in its work_dir.
-        **kwargs: As for :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ``masking``, ...).
+        extensions: Lower-case endings of image files.
+        max_images: Use only the first ``max_images`` images; all by default.
+        unreadable_file: Text file that lists unreadable images, one line each: path, tab, reason. The Runner sets it to
+            ``unreadable_images.txt`` in its work_dir.
+        **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ...).
 
     Raises:
-        FileNotFoundError: If the folder or the list is missing.
-        OSError: If a folder in it cannot be listed.
-        ValueError: If there is no image in it, or the list leads out of the folder.
+        MissingFileError: If the folder or the list is missing.
+        OSError: If a subfolder cannot be listed.
+        ConfigError: If there is no image, or the list leads out of the folder.
     """
 
+    @validated
     def __init__(
         self,
         data_root: str,
         folder: str = '',
         ann_file: str = '',
-        max_unreadable: float = 0.01,
+        max_unreadable: Share = 0.01,
         extensions: Sequence[str] = EXTENSIONS,
-        max_images: int | None = None,
+        max_images: Count | None = None,
         unreadable_file: str = '',
         **kwargs: Any,
     ) -> None:
         self.folder = folder
-        self.max_unreadable = number(max_unreadable, 'max_unreadable', least=0, most=1)
-        if isinstance(extensions, str):  # else its letters would be taken for endings
-            raise ValueError(f"extensions must be a list, such as ['.jpg', '.png'], but is {extensions!r}")
+        self.max_unreadable = max_unreadable
         self.extensions = tuple(extensions)
-        self.max_images = None if max_images is None else integer(max_images, 'max_images', least=1)
+        self.max_images = max_images
         self.unreadable_file = unreadable_file
         self.image_list = ann_file
         super().__init__(data_root=data_root, **kwargs)
@@ -106,10 +105,9 @@ class ImageFolder(SeededDataset):
         """Paths of the images, sorted, one dict each."""
         root = Path(self.data_root, self.folder)
         if not root.is_dir():
-            raise FileNotFoundError(f'no folder {root} (data_root); set it with --cfg-options data_root=/your/images')
+            raise MissingFileError(f'no folder {root} (data_root); set it with --cfg-options data_root=/your/images')
         paths = listed_images(root, self.image_list) if self.image_list else found_images(root, self.extensions)
-        if not paths:
-            raise ValueError(f'no image in {root}: none of its files ends in {", ".join(self.extensions)}')
+        require(paths, f'no image in {root}: no file ends in {", ".join(self.extensions)}')
         return [dict(img_path=path) for path in paths[: self.max_images]]
 
     def __getitem__(self, idx: int) -> dict | list[dict]:
@@ -121,83 +119,79 @@ class ImageFolder(SeededDataset):
                 return super().__getitem__(idx)
             except UnreadableImageError as error:
                 self._note_unreadable(position, error)
-            position = (position + 1) % len(self)
+            position = (position + 1) % len(self)  # the next image, with the seed of this one
             idx = SeededIndex(position, idx.key) if isinstance(idx, SeededIndex) else position
-        raise ValueError(f'none of the {len(self)} images in {self.data_root} can be read')
+        raise ConfigError(f'none of the {len(self)} images in {self.data_root} can be read')
 
     def _note_unreadable(self, position: int, error: UnreadableImageError) -> None:
         if not self._unreadable[position]:
             self._unreadable[position] = 1
             print_log(f'unreadable image skipped: {_printable(str(error))}', logger='current', level=30)
-            self._write_down(error)
+            self._list(error)
         count = int(self._unreadable.sum(dtype=torch.int64))
-        seen = max(int(self._seen.sum(dtype=torch.int64)), min(len(self), 1000))
+        seen = max(int(self._seen.sum(dtype=torch.int64)), min(len(self), 1000))  # no verdict after a few images
         if count > self.max_unreadable * seen:
             names = [self.get_data_info(i)['img_path'] for i in self._unreadable.nonzero().flatten().tolist()[:10]]
-            raise ValueError(
+            raise ConfigError(
                 f'{count} of {seen} images cannot be read, more than max_unreadable='
                 f'{self.max_unreadable} allows: {_printable(", ".join(names))}{" ..." if count > 10 else ""}'
             ) from error
 
-    def _write_down(self, error: UnreadableImageError) -> None:
+    def _list(self, error: UnreadableImageError) -> None:
         if not self.unreadable_file:
             return
         file = Path(self.unreadable_file)
         path = _printable(error.path)
         try:
-            # A line may have been cut, inside a character, by a full disk.
+            # A full disk may have cut a line inside a character.
             known = file.read_text(encoding='utf-8', errors='replace').splitlines() if file.is_file() else []
             if not any(line.startswith(f'{path}\t') for line in known):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with open(file, 'a', encoding='utf-8') as out:  # in one piece, for other processes add to it too
+                with open(file, 'a', encoding='utf-8') as out:  # one write: other processes append too
                     out.write(f'{path}\t{_printable(error.reason)}\n')
-        except OSError as full:  # the log has it
-            print_log(f'{file} cannot be written: {full}', logger='current', level=40)
+        except OSError as failure:  # the image is in the log, too
+            print_log(f'{file} cannot be written: {failure}', logger='current', level=40)
 
 
 def _printable(text: str) -> str:
-    """In one line, and with names of files that are not in UTF-8 (or end a line) escaped."""
+    """The text in one line, with undecodable and unprintable characters escaped."""
     text = text.encode('utf-8', 'backslashreplace').decode()
     return ''.join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 @DATASETS.register_module()
 class Digits(SeededDataset):
-    """scikit-learn's 1,797 handwritten digits: real images that come inside a dependency.
+    """scikit-learn's 1,797 handwritten digits: real images that come with a dependency.
 
-    Source: ``sklearn.datasets.load_digits`` (test set of the UCI optical digits, 8x8 pixels, 17 grey levels), enlarged
+    Source: ``sklearn.datasets.load_digits`` (test set of the UCI optical digits, 8x8 pixels, 17 gray levels), enlarged
     with bicubic interpolation, as RGB.
 
     Args:
         split: ``'train'`` (1,297 images) or ``'test'`` (the other 500), drawn once with a fixed seed.
-        img_size: Edge in pixels they are enlarged to.
-        **kwargs: As for :class:`SeededDataset` and mmengine's ``BaseDataset``.
+        img_size: Side in pixels that they are enlarged to.
+        **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset``.
     """
 
     METAINFO = dict(classes=tuple('0123456789'))
 
-    def __init__(self, split: str = 'train', img_size: int = 16, **kwargs: Any) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split must be 'train' or 'test', but is {split!r}")
+    @validated
+    def __init__(self, split: Literal['train', 'test'] = 'train', img_size: Side = 16, **kwargs: Any) -> None:
         self.split = split
-        self.edge = img_size
+        self.side = img_size
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Images and labels of the split, one dict each."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ImportError('the digits come with scikit-learn: pip install scikit-learn') from error
         from PIL import Image
+        from sklearn.datasets import load_digits
 
         digits = load_digits()
-        order = np.random.RandomState(0).permutation(len(digits.target))
+        order = np.random.RandomState(0).permutation(len(digits.target))  # the fixed split
         chosen = order[500:] if self.split == 'train' else order[:500]
         data_list = []
         for index in chosen:
-            grey = Image.fromarray((digits.images[index] * (255 / 16)).round().astype(np.uint8))
-            img = np.asarray(grey.resize((self.edge, self.edge), Image.Resampling.BICUBIC))
-            img = np.repeat(img[:, :, None], 3, axis=2)
+            gray = Image.fromarray((digits.images[index] * (255 / 16)).round().astype(np.uint8))
+            img = np.asarray(gray.resize((self.side, self.side), Image.Resampling.BICUBIC))
+            img = np.repeat(img[:, :, None], 3, axis=2)  # (side, side, 3)
             data_list.append(dict(img=img, img_shape=img.shape[:2], gt_label=int(digits.target[index])))
         return data_list

@@ -1,4 +1,4 @@
-"""Reading the cache that tools/pack_dataset.py writes."""
+"""Reads packed images, the cache that tools/pack_dataset.py writes."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from typing import Any
 import numpy as np
 
 from bootmae_mm.registry import DATASETS
-from bootmae_mm.values import integer
+from bootmae_mm.validation import Count, MissingFileError, require, validated
 
 from .datasets import SeededDataset
 from .pack_writer import INDEX, MANIFEST
 
 
 class Pack:
-    """The images of a pack, by number; archives are opened where they are first needed, in each process anew.
+    """Images of a pack, by number; each process opens an archive when it first needs it.
 
     Args:
         root: Folder of the archives.
 
     Raises:
-        FileNotFoundError: If there is no pack, an unfinished one, or an archive is missing.
-        ValueError: If an archive is truncated.
+        MissingFileError: If there is no pack, the pack is not finished, or an archive is missing.
+        ConfigError: If an archive is truncated.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        if not (self.root / MANIFEST).is_file():
-            raise FileNotFoundError(f'no pack in {root}: {MANIFEST} is missing; tools/pack_dataset.py writes one')
-        if not (self.root / INDEX).is_file():
-            raise FileNotFoundError(f'the pack in {root} is not finished; run tools/pack_dataset.py again')
+        missing = [name for name in (MANIFEST, INDEX) if not (self.root / name).is_file()]
+        if missing:
+            raise MissingFileError(
+                f'no finished pack in {root} ({missing[0]} is missing); tools/pack_dataset.py writes or finishes one'
+            )
         self.format = json.loads((self.root / MANIFEST).read_text())['options']['format']
         with np.load(self.root / INDEX) as index:
             self.table, self._names, self._ends = index['table'], index['names'], index['name_ends']
         self.archives = sorted(self.root.glob('images-*.zip'))
         if len(self.table) and len(self.archives) <= self.table[:, 0].max():
-            raise FileNotFoundError(f'an archive is missing in {root}: there are {len(self.archives)}')
+            raise MissingFileError(f'an archive is missing in {root}: there are {len(self.archives)}')
         sizes = np.array([archive.stat().st_size for archive in self.archives], dtype=np.int64)
         beyond = np.flatnonzero(self.table[:, 1:3].sum(axis=1) > sizes[self.table[:, 0]])
-        if len(beyond):
-            archive = self.archives[self.table[beyond[0], 0]]
-            raise ValueError(f'{archive} is shorter than the index says; copy it, or pack the images, again')
-        self._maps: dict[int, mmap.mmap] = {}
+        cut = [str(self.archives[number]) for number in self.table[beyond[:1], 0]]
+        require(not cut, f'{cut} is shorter than the index says; copy it, or pack the images, again')
+        self._maps: dict[int, mmap.mmap] = {}  # by number of the archive
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_maps': {}}
+        return {**self.__dict__, '_maps': {}}  # a map cannot be pickled
 
     def name(self, index: int) -> str:
-        """Path of the image in the folder it was packed from."""
-        start = self._ends[index - 1] if index else 0
+        """Path of the image relative to the folder it was packed from."""
+        start = self._ends[index - 1] if index else 0  # names are stored as one string
         return self._names[start : self._ends[index]].tobytes().decode()
 
     def content(self, index: int) -> memoryview:
-        """The bytes of an entry, not copied."""
+        """Bytes of an entry, without a copy."""
         number, start, size = self.table[index, :3].tolist()
         if number not in self._maps:
             with open(self.archives[number], 'rb') as file:
@@ -68,15 +68,15 @@ class Pack:
         return memoryview(self._maps[number])[start : start + size]
 
     def image(self, index: int) -> np.ndarray | bytes:
-        """Pixels (H, W, 3) uint8, not copied, or the bytes of a JPEG file."""
+        """Pixels (H, W, 3) uint8, without a copy, or the bytes of a JPEG file."""
         content = self.content(index)
         if self.format == 'jpeg':
             return bytes(content)
-        height, width = self.table[index, 4:].tolist()
+        height, width = self.table[index, 4:].tolist()  # after archive, offset, bytes and CRC-32
         return np.frombuffer(content[len(content) - 3 * height * width :], np.uint8).reshape(height, width, 3)
 
     def is_intact(self, index: int) -> bool:
-        """Whether the bytes have the checksum they were packed with."""
+        """Whether the bytes still have the checksum of the index."""
         return zlib.crc32(self.content(index)) == self.table[index, 3]
 
     def damaged(self, done: Callable[[], None] = lambda: None) -> list[str]:
@@ -91,32 +91,33 @@ class Pack:
 
 @DATASETS.register_module()
 class PackedImages(SeededDataset):
-    """Images of a pack, without labels; takes the pipeline of :class:`ImageFolder` as it is.
+    """Images of a pack, without labels; works with the pipeline of :class:`ImageFolder`.
 
     Args:
         data_root: Folder of the pack, see ``tools/pack_dataset.py``.
-        folder: A folder in it that is the pack, such as ``'train'``; itself by default.
+        folder: Subfolder with the pack, such as ``'train'``; ``data_root`` itself by default.
         verify: Compare the checksum of every image that is read.
-        max_images: Use the first so many only; all by default.
-        **kwargs: As for :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ``masking``, ...).
+        max_images: Use only the first ``max_images`` images; all by default.
+        **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ...).
 
     Raises:
-        FileNotFoundError: If there is no complete pack.
-        ValueError: If an archive is truncated, or a checksum is wrong.
+        MissingFileError: If there is no complete pack.
+        ConfigError: If an archive is truncated, or a checksum is wrong.
     """
 
     _fully_initialized: bool  # mmengine's
 
+    @validated
     def __init__(
-        self, data_root: str, folder: str = '', verify: bool = False, max_images: int | None = None, **kwargs: Any
+        self, data_root: str, folder: str = '', verify: bool = False, max_images: Count | None = None, **kwargs: Any
     ) -> None:
         self.folder = folder
         self.verify = verify
-        self.max_images = None if max_images is None else integer(max_images, 'max_images', least=1)
+        self.max_images = max_images
         super().__init__(data_root=data_root, **kwargs)
 
     def full_init(self) -> None:
-        """Read the index, which stands for mmengine's list of one dict an image."""
+        """Read the index, which replaces mmengine's list of one dict per image."""
         if not self._fully_initialized:
             self.pack = Pack(Path(self.data_root, self.folder))
             self._fully_initialized = True
@@ -128,9 +129,10 @@ class PackedImages(SeededDataset):
     def get_data_info(self, idx: int) -> dict:
         """``img_path``, and ``img`` or ``img_bytes``."""
         self.full_init()
-        idx = idx % len(self)
-        if self.verify and not self.pack.is_intact(idx):
-            raise ValueError(f'{self.pack.name(idx)} in {self.pack.root} is damaged: its checksum is wrong')
+        idx = idx % len(self)  # negative ones too
+        if self.verify:
+            name = self.pack.name(idx)
+            require(self.pack.is_intact(idx), f'{name} in {self.pack.root} is damaged: its checksum is wrong')
         image = self.pack.image(idx)
         return dict(
             img_path=self.pack.name(idx), sample_idx=idx, **{'img_bytes' if isinstance(image, bytes) else 'img': image}

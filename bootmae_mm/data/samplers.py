@@ -1,4 +1,4 @@
-"""A sampler that makes every sample of a run reproducible by itself."""
+"""A sampler that makes every sample of a run reproducible."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from bootmae_mm.registry import DATA_SAMPLERS
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Put the states of Python's, numpy's and torch's generators (CUDA too) back at the end."""
+    """Restore the states of Python's, numpy's and torch's generators (CUDA too) at the end."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # all devices
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])
 
 
 class SeededIndex(int):
-    """An index of a dataset that carries the seed of this visit.
+    """Index of a dataset that carries the seed of this visit.
 
-    What wrappers of datasets compute from it (``ConcatDataset`` subtracts, ``RepeatDataset`` takes the remainder)
-    carries the seed, too.
+    Arithmetic of dataset wrappers (``ConcatDataset`` subtracts, ``RepeatDataset`` takes the remainder) keeps the seed.
 
     Args:
         index: The index.
-        key: Seed in 0..2**32 - 1, or numbers that it follows from.
+        key: Seed in 0..2**32 - 1, or numbers that the seed is derived from.
     """
 
     key: int | tuple[int, ...]
@@ -42,6 +41,7 @@ class SeededIndex(int):
         new.key = key
         return new
 
+    # Unpickling calls __new__ with these; workers get the indices pickled.
     def __getnewargs__(self) -> tuple[int, int | tuple[int, ...]]:  # type: ignore[override]
         return int(self), self.key
 
@@ -50,6 +50,7 @@ class SeededIndex(int):
         """Seed of the random choices of the pipeline, in 0..2**32 - 1."""
         if isinstance(self.key, int):
             return self.key
+        # Well mixed: neighboring positions get unrelated seeds.
         return int(np.random.SeedSequence(self.key).generate_state(1)[0])
 
     def __add__(self, other: int) -> SeededIndex:
@@ -66,7 +67,7 @@ class SeededIndex(int):
 
 
 class SeededList(list):
-    """Indices of a wrapper of datasets, which pass the seed on that they are looked up with."""
+    """List of indices in a dataset wrapper; an item keeps the seed of the index that looked it up."""
 
     def __getitem__(self, index: Any) -> Any:
         value = super().__getitem__(index)
@@ -75,14 +76,15 @@ class SeededList(list):
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(DefaultSampler):
-    """mmengine's sampler, whose indices carry a seed that follows from (seed, epoch, position).
+    """mmengine's sampler, whose indices carry a seed derived from (seed, epoch, position).
 
-    Crops, flips and orders of patches then depend neither on the number of workers and processes nor on when a run was
-    resumed: a resumed run sees what the uninterrupted one would have seen. (Only the roll of the mask, drawn once a
-    batch, depends on which images make a batch.) The datasets of this project follow the seed.
+    Crops, flips and masks do not depend on the number of workers and processes, nor on when a run was resumed. (Only
+    the roll of the mask, drawn once per batch, depends on which images share a batch.) The datasets of this project
+    follow the seed.
     """
 
     def __iter__(self) -> Iterator[SeededIndex]:
         """Indices of this process, in the order of the epoch."""
         for step, index in enumerate(super().__iter__()):
+            # The position in the epoch, over all processes.
             yield SeededIndex(index, (self.seed, self.epoch, step * self.world_size + self.rank))

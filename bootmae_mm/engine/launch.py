@@ -1,22 +1,26 @@
-"""From a command line to a Runner: what tools/train.py and tools/test.py share."""
+"""From a command line to a Runner: the parts that tools/train.py and tools/test.py share."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints
+from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints, reason_of
 from bootmae_mm.config import load_config
+from bootmae_mm.validation import ConfigError, require
 
 from .length import fit_to_length
 
@@ -29,20 +33,20 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
 
     Args:
         path: Path of the config.
-        options: ``--cfg-options``.
-        work_dir: ``--work-dir``.
-        launcher: ``--launcher``.
+        options: Value of ``--cfg-options``.
+        work_dir: Value of ``--work-dir``.
+        launcher: Value of ``--launcher``.
 
     Returns:
         The config, ready for a Runner.
 
     Raises:
-        FileNotFoundError: If there is no such config.
-        ValueError: If the config or an option sets a key that nothing reads.
+        MissingFileError: If there is no such config.
+        ConfigError: If the config or an option sets a key that nothing reads.
     """
     cfg = load_config(path, options)
     fit_to_length(cfg, path, options or {})
-    # For its own hooks mmengine needs the None that switches one off; for others it refuses None.
+    # mmengine needs None to switch off one of its own hooks, and refuses None for other hooks.
     if 'default_hooks' in cfg:
         cfg.default_hooks = {
             name: hook for name, hook in cfg.default_hooks.items() if hook is not None or name in MMENGINE_HOOKS
@@ -54,7 +58,7 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
 
 
 def _fill_erasing(cfg: Config) -> None:
-    """Let erased pixels have the mean and std that the model's preprocessor normalizes with."""
+    """Fill the mean and std of the model's preprocessor into RandomErasing."""
     given = {**(cfg.get('data_preprocessor') or {}), **((cfg.get('model') or {}).get('data_preprocessor') or {})}
     for loader in LOADERS:
         steps = ((cfg.get(loader) or {}).get('dataset') or {}).get('pipeline') or []
@@ -67,7 +71,7 @@ def _fill_erasing(cfg: Config) -> None:
 
 
 def _replace_sync_bn(node: ConfigDict | list) -> int:
-    """Replace SyncBN, which needs GPUs, by BN; return how often."""
+    """Replace SyncBN, which needs GPUs, by BN; return the number of replacements."""
     count = 0
     if isinstance(node, dict):
         if node.get('type') == 'SyncBN':
@@ -80,41 +84,40 @@ def _replace_sync_bn(node: ConfigDict | list) -> int:
 
 
 def prepare(cfg: Config, training: bool = True) -> None:
-    """Fit a config to this machine and start what the Runner cannot start by itself.
+    """Adapt a config to this machine.
 
-    Without a GPU: several processes talk through gloo (mmengine would ask for CUDA), float16 training, which needs a
-    GPU, is refused, batch norm is not synchronised, and memory is not pinned.
+    Without a GPU: several processes communicate through gloo (mmengine would require CUDA), float16 training is
+    refused, batch norm is not synchronized, and memory is not pinned.
 
     Args:
-        cfg: Of :func:`read_config`, changed in place.
+        cfg: Config from :func:`read_config`, changed in place.
         training: False for evaluation, which builds no optimizer.
 
     Raises:
-        ValueError: If more processes than GPUs were started, or float16 is wanted without a GPU.
+        ConfigError: If there are more processes than GPUs, or float16 is requested without a GPU.
     """
     allow_mmengine_checkpoints()
     for loader in LOADERS:
         if cfg.get(loader) is not None and not cfg[loader].get('num_workers'):
-            cfg[loader].update(persistent_workers=False, timeout=0)  # torch refuses them without workers
-    if cfg.get('find_unused_parameters') is not None:  # mmengine looks at it only where there is no wrapper
+            cfg[loader].update(persistent_workers=False, timeout=0)  # not allowed by torch without workers
+    if cfg.get('find_unused_parameters') is not None:  # mmengine reads it only if there is no wrapper
         wrapper = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
         if wrapper['type'] == 'MMDistributedDataParallel':
             cfg.model_wrapper_cfg = {**wrapper, 'find_unused_parameters': cfg.find_unused_parameters}
     if torch.cuda.is_available():
         local_rank, count = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
-        if cfg.launcher == 'pytorch' and local_rank >= count:
-            raise ValueError(f'process {local_rank} of this machine has no GPU: there are {count}')
+        has_gpu = cfg.launcher != 'pytorch' or local_rank < count
+        require(has_gpu, f'process {local_rank} of this machine has no GPU: there are {count}')
         return
-    if training and (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
-        raise ValueError(
-            'AmpOptimWrapper needs a GPU, and there is none; on a CPU use '
-            '--cfg-options optim_wrapper.type=OptimWrapper, or bfloat16 with '
-            '`bootmae_mm.AutocastOptimWrapper`'
-        )
+    require(
+        not training or (cfg.get('optim_wrapper') or {}).get('type') != 'AmpOptimWrapper',
+        'AmpOptimWrapper needs a GPU, and there is none; on a CPU use --cfg-options optim_wrapper.type=OptimWrapper, '
+        'or bfloat16 with `bootmae_mm.AutocastOptimWrapper`',
+    )
     if _replace_sync_bn(cfg.get('model') or {}):
         print_log('no GPU: BN instead of SyncBN', logger='current')
     if cfg.get('sync_bn'):
-        print_log(f'no GPU: sync_bn={cfg.sync_bn!r} is left out', logger='current')
+        print_log(f'no GPU: sync_bn={cfg.sync_bn!r} is ignored', logger='current')
         cfg.sync_bn = None
     for loader in LOADERS:
         if cfg.get(loader) is not None:
@@ -124,31 +127,31 @@ def prepare(cfg: Config, training: bool = True) -> None:
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
         wrapper = {'type': 'MMDistributedDataParallel', **(cfg.get('model_wrapper_cfg') or {})}
         if wrapper['type'] == 'MMDistributedDataParallel':
-            wrapper['device_ids'] = None  # they are for GPUs only; mmengine names one always
+            wrapper['device_ids'] = None  # for GPUs only, but mmengine always sets one
         cfg.model_wrapper_cfg = wrapper
 
 
 def launched_rank(launcher: str) -> int:
-    """Number of this process among all, by what its launcher says; known before the processes have met.
+    """Rank of this process by its launcher's variables, known before the process group exists.
 
     Args:
-        launcher: Of ``--launcher``. What another one says is of no account: a batch job of Slurm may start mpirun.
+        launcher: Value of ``--launcher``. Variables set by other launchers are ignored: a Slurm job may start mpirun.
     """
     name = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK').get(launcher, '')
     return int(os.environ.get(name, 0))
 
 
 def finish(launcher: str = 'none', status: int = 0, within: float | None = None) -> None:
-    """Leave the process group, if there is one, together with the other processes; the last thing that a tool does.
+    """Leave the process group, if there is one, together with the other processes; the last call of a tool.
 
-    Left to the interpreter's exit, gloo's threads now and then abort a process whose work is done, and the launcher
-    reports a failure. So a process that has a launcher ends right here, after Python's own exit functions.
+    Left to the interpreter's exit, gloo's threads sometimes abort a process whose work is done, and the launcher
+    reports a failure. So a process with a launcher exits here, after Python's own exit functions.
 
     Args:
-        launcher: Of ``--launcher``.
-        status: The process ends with.
-        within: Seconds after which it ends even if the others have not come; for a process that was told to end, which
-            does not listen to further signals. None: it waits for them, up to the timeout of the process group.
+        launcher: Value of ``--launcher``.
+        status: Exit status.
+        within: Seconds after which the process exits even if others have not arrived, for a process that was told to
+            end and ignores further signals. None: wait for them, up to the timeout of the process group.
 
     Raises:
         SystemExit: With the status, if it is not 0 and there is no launcher.
@@ -171,54 +174,65 @@ def finish(launcher: str = 'none', status: int = 0, within: float | None = None)
         raise SystemExit(status)
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether this package itself has refused something, which one line explains; a registry may have passed it on.
+def is_explained(error: BaseException) -> bool:
+    """Whether one line explains an error: a :class:`ConfigError`, or something that this project reports itself."""
+    return any(isinstance(link, (ConfigError, FloatingPointError, OSError)) for link in chain_of(error))
 
-    That is, whether a ``raise`` of this package made the error or one that led to it. (What comes out of a worker of a
-    loader has left that behind.)
+
+def exit_with(error: Exception) -> NoReturn:
+    """End a tool after an error: with one line, below a traceback if the error is not explained.
+
+    Raises:
+        SystemExit: With one line.
+        Exception: The error itself, if it is a defect, or memory has run out.
     """
-    package = Path(__file__).resolve().parents[1]
+    cause = cause_of(error)
+    if isinstance(error, pickle.UnpicklingError):  # of a file that mmengine reads by itself
+        cause = f'a checkpoint does not load safely: {reason_of(error)}'
+    elif cause is None:
+        if not isinstance(error, (ValueError, TypeError, OSError, EOFError, FloatingPointError)):
+            raise error
+        if not is_explained(error):
+            traceback.print_exc()
+    raise SystemExit(f'error: {cause or (str(error) or repr(error)).strip().splitlines()[-1]}') from None
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error and the errors that led to it, each once: a cause may have been raised while handling its own effect."""
+    seen: set[int] = set()
     link: BaseException | None = error
-    while link is not None:
-        frames = traceback.extract_tb(link.__traceback__)
-        ours = frames and package in Path(frames[-1].filename).resolve().parents
-        if ours and (frames[-1].line or '').startswith('raise'):
-            return True
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
         link = link.__cause__ or link.__context__
-    return False
 
 
 def cause_of(error: BaseException) -> str | None:
-    """What is reported where a worker of the loader or another process is gone, in one line; else None.
+    """What to report if a worker of the loader or another process has died, in one line; else None.
 
-    torch raises the death of a worker out of a signal handler, so anywhere: what was running then may turn it into an
-    error of its own, which still has it as its context.
+    torch raises the death of a worker from a signal handler, anywhere: the code that was running may turn it into an
+    error of its own, with the first one as its context.
     """
-    link: BaseException | None = error
-    while link is not None:
-        if cause := _cause_of_one(link):
-            return cause
-        link = link.__cause__ or link.__context__
-    return None
+    return next((cause for link in chain_of(error) if (cause := _cause_of_one(link))), None)
 
 
 def _cause_of_one(error: BaseException) -> str | None:
     text = str(error).strip().splitlines()[0] if str(error).strip() else ''
     if isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError)) and not text.startswith('Caught'):
-        return 'a worker of the loader has died as it sent a batch, often for lack of memory; set num_workers lower'
+        return 'a worker of the loader died while sending a batch, often for lack of memory; reduce num_workers'
     if not isinstance(error, RuntimeError):
         return None
     if text.startswith('DataLoader timed out'):
-        return f'{text} (timeout of the dataloader): a worker hangs, perhaps in a file system that does not answer'
+        return f'{text} (timeout of the dataloader): a worker hangs, perhaps in a file system that does not respond'
     if text.startswith('DataLoader worker'):
-        return f'{text}: a worker of the loader has died, often for lack of memory; set num_workers lower'
+        return f'{text}: a worker of the loader died, often for lack of memory; reduce num_workers'
     if isinstance(error, torch.distributed.DistError) or 'gloo' in text or 'NCCL' in text:
-        return f'another process has died, or not answered in time (env_cfg.dist_cfg.timeout): {text}'
+        return f'another process died, or did not respond in time (env_cfg.dist_cfg.timeout): {text}'
     return None
 
 
 def use_amp(cfg: Config) -> None:
-    """Turn mixed precision on (``--amp``): bfloat16 where nothing is set, else what the config says."""
+    """Switch on mixed precision (``--amp``): bfloat16, unless the config sets a precision."""
     wrapper = cfg.optim_wrapper
     if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
         wrapper.type = 'bootmae_mm.AutocastOptimWrapper'

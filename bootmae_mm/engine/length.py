@@ -1,4 +1,4 @@
-"""Schedules follow the length of a run: what was written for 800 epochs fits 30 epochs, or 100,000 iterations."""
+"""Scaling of schedules to the length of a run: from 800 epochs to 30 epochs, or to 100,000 iterations."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from mmengine.logging import print_log
 
 from bootmae_mm.config import bound_names, late_binding, value_at
 from bootmae_mm.config.files import ConfigFile, config_files
+from bootmae_mm.validation import MAX_COUNT, require
 
-# Options of mmengine's schedulers that are points in time, and lists of them.
+# Options of mmengine's schedulers that are positions in the run, and lists of them.
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
 LISTS = ('milestones', 'periods')
-# Keys of a config that follow its length.
+# Keys of a config that are scaled with its length.
 FOLLOWING = (
     'param_scheduler',
     'train_cfg.val_interval',
@@ -30,7 +31,7 @@ class RunLength(NamedTuple):
 
     Attributes:
         number: Number of epochs or iterations.
-        by_epoch: Which of both.
+        by_epoch: Whether the number counts epochs.
     """
 
     number: float
@@ -41,32 +42,31 @@ class RunLength(NamedTuple):
 
 
 def run_length(train_cfg: dict | None) -> RunLength | None:
-    """The length that a ``train_cfg`` asks for; None if it names none."""
+    """Length set in a ``train_cfg``, or None."""
     options = train_cfg or {}
     by_iter = options.get('by_epoch') is False or str(options.get('type', '')).endswith(
         ('IterBasedTrainLoop', 'IterLoop')
     )
     number = options.get('max_iters' if by_iter else 'max_epochs')
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or number <= 0:
-        return None  # refused elsewhere, with its key
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 < number <= MAX_COUNT:
+        return None  # check_settings refuses it, with its key
     return RunLength(number, not by_iter)
 
 
 def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> None:
-    """Stretch or shorten what a config inherits to the length of its run.
+    """Scale inherited schedules to the length of the run.
 
-    A file that names schedules, or the decay of the teacher, writes them for the length of the run that it names, too.
-    If a child config or the command line changes the length alone, they are scaled with it; if it changes the schedule,
-    that one stays as it is. A run by iterations that inherits from one by epochs also gets checkpoints, pictures and
-    log lines by iterations.
+    A file that states schedules, or the decay of the teacher, states them for the length in the same file. If a child
+    config or the command line changes only the length, they are scaled; if it changes a schedule, that one is kept. A
+    run by iterations that inherits from one by epochs also gets checkpoints, pictures and log lines by iterations.
 
     Args:
         cfg: Config with the command line applied; changed in place.
         path: Path of its file.
-        options: What the command line has changed.
+        options: Options of the command line.
 
     Raises:
-        ValueError: If the length is given in the unit of the other kind of run.
+        ConfigError: If the length is given in the unit of the other kind of run.
     """
     length = run_length(cfg.get('train_cfg'))
     if length is None:
@@ -112,15 +112,17 @@ def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> Non
 
 
 def _drop_other_unit(cfg: Config, length: RunLength, file: ConfigFile, options: dict[str, Any]) -> None:
-    """Drop an inherited length of the other kind; one that the user has set is an error."""
+    """Drop an inherited length in the other unit; refuse one that the user has set."""
     used, other = ('max_epochs', 'max_iters') if length.by_epoch else ('max_iters', 'max_epochs')
     if other not in cfg.train_cfg:
         return
     sets_used = file.sets(f'train_cfg.{used}') or {'train_cfg', f'train_cfg.{used}'} & set(options)
     is_set = file.sets(f'train_cfg.{other}') and not sets_used
-    if is_set or f'train_cfg.{other}' in options:
-        way = 'by iterations: set train_cfg.by_epoch=False too' if length.by_epoch else f'by epochs; use {used}'
-        raise ValueError(f'train_cfg.{other} has no effect in this run of {length}; it is for runs {way}')
+    way = 'by iterations: set train_cfg.by_epoch=False too' if length.by_epoch else f'by epochs; use {used}'
+    require(
+        not is_set and f'train_cfg.{other}' not in options,
+        f'train_cfg.{other} has no effect in this run of {length}; it is for runs {way}',
+    )
     cfg.train_cfg.pop(other)
 
 
@@ -130,7 +132,7 @@ def _sets_unit(file: ConfigFile, hook: str, options: dict[str, Any]) -> bool:
 
 
 def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> None:
-    """Scale the points in time of one scheduler's config, in place; one that is no number is refused elsewhere."""
+    """Scale the positions in one scheduler's config, in place; check_settings refuses what is not a number."""
     points = [scheduler[key] for key in POSITIONS if key in scheduler]
     points += [value for key in LISTS for value in scheduler.get(key) or []]
     if not all(isinstance(value, (int, float)) for value in points):
@@ -138,7 +140,7 @@ def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> No
     factor = new.number / old.number
     by_epoch = scheduler.get('by_epoch', True)
     if old.by_epoch != new.by_epoch:
-        if by_epoch != old.by_epoch:  # in the unit of the new run already: a warm-up of 500 iterations stays one
+        if by_epoch != old.by_epoch:  # in the unit of the new run already, such as a warm-up of 500 iterations
             return
         by_epoch = scheduler['by_epoch'] = new.by_epoch
         scheduler.pop('convert_to_iter_based', None)
@@ -149,7 +151,7 @@ def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> No
         if isinstance(scheduler.get(key), (int, float)) and scheduler[key] > 0:
             value = scheduler[key] * factor
             scheduler[key] = max(int(key != 'begin'), round(value)) if whole else value
-    if whole and 'end' in scheduler and by_epoch == new.by_epoch:  # at least a step, inside the run
+    if whole and 'end' in scheduler and by_epoch == new.by_epoch:  # at least one step, within the run
         scheduler['end'] = min(max(scheduler['end'], scheduler.get('begin', 0) + 1), int(new.number))
         scheduler['begin'] = min(scheduler.get('begin', 0), scheduler['end'] - 1)
     for key in LISTS:
@@ -158,7 +160,7 @@ def scale_scheduler(scheduler: ConfigDict, old: RunLength, new: RunLength) -> No
 
 
 def _is_given(key: str, options: dict[str, Any]) -> bool:
-    """Whether the command line sets a key, or what it is a part of; of schedules a point in time."""
+    """Whether the command line sets a key or a parent of it, or a position of a schedule."""
     for option in options:
         if f'{key}.'.startswith(f'{option}.'):
             return True
@@ -176,12 +178,12 @@ def _are_pairs(decay: Any) -> bool:
 
 
 def _written_for(file: ConfigFile, key: str) -> RunLength | None:
-    """The length of the run in the file that has set a key, or in the first child of it that names one."""
+    """Length of the run in the file that sets a key, or in its first child that states one."""
     return next((length for part in _way_to_origin(file, key) if (length := run_length(part.get('train_cfg')))), None)
 
 
 def _way_to_origin(file: ConfigFile, key: str) -> Iterator[dict]:
-    """Values of the files from the one that has set a key down to the given one; none if no file has."""
+    """Values of the files from the one that sets a key down to the given one."""
     if file.sets(key):
         yield file.values()
         return

@@ -1,4 +1,4 @@
-"""Loops that resume exactly, and without loading what was seen before."""
+"""Training loops that resume exactly, without loading batches already seen."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from bootmae_mm.registry import LOOPS
 
 @LOOPS.register_module()
 class EpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop by epochs, which can resume in the middle of an epoch.
+    """Epoch-based loop that can resume mid-epoch.
 
-    (mmengine's own would repeat the epoch from its start, with iterations counted on.) Batches that were seen are
-    skipped without loading them.
-
-    Args: as for mmengine's.
+    Batches already seen are skipped without loading them. (mmengine's own loop would repeat the epoch from its start.)
     """
 
     def run(self) -> object:
         """Train."""
         done = self._iter - self._epoch * len(self.dataloader)
-        # All iterations may be done, and what follows an epoch (evaluation) not.
+        # All iterations of an epoch may be done, but not its evaluation.
         if not 0 <= done <= len(self.dataloader):
             self.runner.logger.warning(
                 f'iteration {self._iter} is not in epoch {self._epoch} of {len(self.dataloader)} iterations: the data '
@@ -37,7 +34,7 @@ class EpochLoop(EpochBasedTrainLoop):
         return super().run()
 
     def run_epoch(self) -> None:
-        """Iterate over what is left of the epoch."""
+        """Iterate over the rest of the epoch."""
         done, self._done = self._done, 0
         if not done:
             super().run_epoch()
@@ -52,23 +49,19 @@ class EpochLoop(EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class IterLoop(IterBasedTrainLoop):
-    """mmengine's loop by iterations, which resumes without loading what was seen before.
+    """Iteration-based loop that resumes without loading batches already seen.
 
-    The data come in rounds, each of them an epoch of the sampler: the same images in the same order as with
-    :class:`EpochLoop`, on resume too.
-
-    Args: as for mmengine's.
+    The images come in the same order as with :class:`EpochLoop`, epoch by epoch of the sampler.
 
     Attributes:
-        skipped: Batches of the data beyond the iterations, so that with another batch after a resume the next image is
-            the same.
+        skipped: Offset of the data from the iterations in batches, so that a resume with another batch size continues
+            at the same image.
     """
 
     skipped = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The original mmengine starts workers here, which load from the first image on, and take what an endless
-        # sampler has.
+        # The original mmengine would start workers here, which load from the first image on.
         iterator = loops._InfiniteDataloaderIterator
         loops._InfiniteDataloaderIterator = lambda dataloader: None
         try:
@@ -80,7 +73,7 @@ class IterLoop(IterBasedTrainLoop):
         """Train."""
         runner = self.runner
         runner.call_hook('before_train')
-        runner.call_hook('before_train_epoch')  # the whole run is one epoch to mmengine's hooks
+        runner.call_hook('before_train_epoch')  # to mmengine's hooks the whole run is one epoch
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             runner.model.train()
@@ -94,10 +87,10 @@ class IterLoop(IterBasedTrainLoop):
         return runner.model
 
     def _batches(self) -> Iterator[Any]:
-        """Batches from the current iteration on, without end."""
-        # With a batch sampler of its own a loader has another sampler only for show.
+        """Batches from the current iteration on, endlessly."""
+        # With a custom batch sampler, the loader's own sampler is unused.
         sampler = getattr(self.dataloader.batch_sampler, 'sampler', self.dataloader.sampler)
-        endless = isinstance(sampler, InfiniteSampler)  # one stream, which no epoch divides
+        endless = isinstance(sampler, InfiniteSampler)  # one stream without epochs
         position = self._iter + self.skipped
         epoch, done = (0, position) if endless else divmod(position, len(self.dataloader))
         while True:
@@ -107,15 +100,15 @@ class IterLoop(IterBasedTrainLoop):
             for batch in batches_from(self.dataloader, done):
                 yield batch
                 count += 1
-            assert count, 'a loader without batches'  # else this would never end
+            assert count, 'a loader without batches'  # otherwise this would never end
             epoch, done = epoch + 1, 0
 
 
 class _Skipping:
-    """A batch sampler whose next pass begins later.
+    """Batch sampler that skips the first batches of its next pass.
 
     Args:
-        batch_sampler: Any sampler of batches.
+        batch_sampler: Batch sampler to wrap.
         count: Number of batches to skip, once.
     """
 
@@ -123,7 +116,7 @@ class _Skipping:
         self.batch_sampler, self.count = batch_sampler, count
 
     def __iter__(self) -> Iterator[list]:
-        # A generator, which begins with the first batch: torch asks for two iterators and uses the second.
+        # A generator, which starts with its first batch: torch creates two iterators and uses the second.
         count, self.count = self.count, 0
         yield from islice(iter(self.batch_sampler), count, None)
 
@@ -135,11 +128,11 @@ class _Skipping:
 
 
 def batches_from(loader: DataLoader, done: int) -> Iterator[Any]:
-    """Batches of a loader from the one after ``done`` on; the others are not loaded."""
+    """Batches of a loader after the first ``done``, which are not loaded."""
     if not done:
         return iter(loader)
     if not isinstance(loader.batch_sampler, _Skipping):
-        # torch refuses another batch sampler for a loader; its place and its length stay the same here.
+        # torch does not allow to replace the batch sampler; the replacement has the same length.
         object.__setattr__(loader, 'batch_sampler', _Skipping(loader.batch_sampler, done))
     loader.batch_sampler.count = done
     return iter(loader)

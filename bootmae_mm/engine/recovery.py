@@ -1,12 +1,10 @@
-"""What a run needs to go on after an interruption: whole checkpoints, the latest good one, a work_dir of its own."""
+"""Recovery after an interruption: the latest good checkpoint, and a lock on the work_dir."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
-import zipfile
 from pathlib import Path
 from typing import IO
 
@@ -14,91 +12,55 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from bootmae_mm.checkpoints.reading import load_file, local_file
+from bootmae_mm.checkpoints.writing import replace_atomically, wrong_checksum
+from bootmae_mm.validation import ConfigError, MissingFileError, require
 
 LAST = 'last_checkpoint'
 LOCK = '.lock'
 STARTED = '.started'
-# Other names are copies for other purposes, or what mmengine leaves for publication.
+# Files with other names are copies, or written by mmengine for publication.
 NAMES = re.compile(r'(epoch|iter|interrupted)_(\d+)\.pth')
 
 
-def write_durably(part: Path, path: Path) -> None:
-    """Give a file that is written its name, such that after a crash there is the old file or the new one.
-
-    Args:
-        part: What was written, in the same folder.
-        path: Its name from now on.
-    """
-    with open(part, 'rb') as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        # Some network file systems do not know that of folders; the file is there.
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(folder)
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None.
-
-    ``torch.save`` writes a ZIP archive with a CRC-32 of every tensor and of the rest; all are computed anew here. What
-    zipfile does not look at, torch's own reader does, without reading the tensors again.
-    """
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None: its checksums, then its structure, by torch's own reader."""
     reason = wrong_checksum(path)
-    if reason is not None:
-        return reason
-    try:
-        load_file(path, mmap=True)
-    except Exception as error:  # noqa: BLE001  whatever a broken file brings about
-        return f'{type(error).__name__}: {error}'
-    return None
+    if reason is None:
+        try:
+            load_file(path, mmap=True)  # without reading the tensors again
+        except Exception as error:  # noqa: BLE001  a broken file may raise anything
+            reason = f'{type(error).__name__}: {error}'
+    return reason
 
 
-def wrong_checksum(path: Path) -> str | None:
-    """What is wrong with the archive that a checkpoint is, or None; nothing of it is unpickled."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except zipfile.BadZipFile:
-        return 'it is no ZIP archive, as torch.save writes them' if path.stat().st_size else 'it is empty'
-    except Exception as error:  # noqa: BLE001  whatever a broken file brings about
-        return f'{type(error).__name__}: {error}'
-    return None if broken is None else f'the checksum of {broken} is wrong'
-
-
-def name_last(work_dir: str | Path, path: Path) -> None:
-    """Note in a work_dir which checkpoint is the last one, such that the note is always whole."""
+def write_last(work_dir: str | Path, path: Path) -> None:
+    """Atomically record the last checkpoint of a work_dir."""
     part = Path(work_dir, f'.{LAST}.part')
     part.write_text(str(path), encoding='utf-8')
-    write_durably(part, Path(work_dir, LAST))
+    replace_atomically(part, Path(work_dir, LAST))
 
 
 def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
-    """The newest checkpoint of a run that is whole; those that are not are named in the log and skipped.
+    """The newest intact checkpoint of a run; damaged ones are logged and skipped.
 
     Args:
-        work_dir: Of the run.
-        since: Only checkpoints written then or later, in seconds since 1970; all by default.
+        work_dir: Work_dir of the run.
+        since: Time in seconds since 1970; older checkpoints are ignored.
 
     Returns:
-        Its path, or None where no checkpoint was written yet.
+        Its path, or None if there is no checkpoint yet.
 
     Raises:
-        ValueError: If there are checkpoints and none of them is whole: starting anew would lose the run silently.
+        ConfigError: If there are checkpoints and all are damaged: a fresh start would silently lose the run.
     """
     folder = Path(work_dir)
     there = set(folder.glob('*.pth'))
     named, last = folder / LAST, None
     if named.is_file():
         last = Path(named.read_text(encoding='utf-8').strip())
-        # A work_dir may have moved since, or be a copy; its files are looked for where it is now.
+        # The work_dir may have been moved or copied: look for the file where it is now.
         last = folder / last.name if (folder / last.name).is_file() else last
-        # Of a CheckpointHook with an out_dir; not of another work_dir, which this one may be a copy of.
+        # The out_dir of a CheckpointHook, but not another work_dir, of which this one may be a copy.
         if last.parent != Path() and not (last.parent / LOCK).exists():
             there |= set(last.parent.glob('*.pth'))
     found = sorted(
@@ -107,45 +69,43 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
         reverse=True,
     )
     if last is not None and last.is_file():
-        # Those written after the note, by a run that could not change it, come first.
+        # Checkpoints written after the record, by a run that could not update it, come first.
         noted = named.stat().st_mtime_ns
         later = [path for path in found if path.stat().st_mtime_ns > noted and not _is_earlier(path, last)]
         rest = [path for path in found if path not in later and path.resolve() != last.resolve()]
         found = [*later, last, *rest]
     found = [path for path in found if path.stat().st_mtime >= since]
     for path in found:
-        reason = damage(path)
+        reason = damage_of(path)
         if reason is None:
             return path
         print_log(f'checkpoint {path} is damaged and skipped: {reason}', logger='current', level=40)
-    if found:
-        raise ValueError(
-            f'none of the {len(found)} checkpoints in {folder} is whole ({", ".join(p.name for p in found[:5])}); '
-            'to start anew, use another --work-dir'
-        )
+    names = ', '.join(path.name for path in found[:5])
+    advice = 'to start from scratch, use another --work-dir'
+    require(not found, f'all {len(found)} checkpoints in {folder} are damaged ({names}); {advice}')
     return None
 
 
 def _is_earlier(path: Path, last: Path) -> bool:
-    """By number, where both count the same thing: copies of files may have any time."""
+    """Compare by number if both count the same unit: copies of files may have any time."""
     here, there = (NAMES.fullmatch(name.name) for name in (path, last))
     return bool(here and there and (here[1] == 'epoch') == (there[1] == 'epoch') and int(here[2]) <= int(there[2]))
 
 
 def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:
-    """Set ``load_from`` and ``resume`` of a config to what its run begins with.
+    """Set ``load_from`` and ``resume`` of a config to the checkpoint that the run starts from.
 
-    A run that torchrun started again goes on from what it has written itself, whatever else the work_dir holds. Where
-    there is no checkpoint to go on from, the config's own ``load_from`` stays.
+    A run restarted by torchrun resumes from its own checkpoints only. Without a checkpoint to resume from, the config's
+    ``load_from`` is kept.
 
     Args:
-        cfg: With ``work_dir``; changed in place.
-        resume: Of the command line: a checkpoint, ``'auto'`` for the latest of the work_dir, or None.
-        restarted: Whether torchrun has started this process again after another one had died.
+        cfg: Config with ``work_dir``, changed in place.
+        resume: Value of ``--resume``: a checkpoint, ``'auto'`` for the latest in the work_dir, or None.
+        restarted: Whether torchrun has restarted this process after another one died.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is damaged, or all checkpoints of the work_dir are.
+        MissingFileError: If there is no such checkpoint.
+        ConfigError: If it is damaged, or all checkpoints of the work_dir are.
     """
     if resume not in (None, 'auto'):
         cfg.load_from, cfg.resume = resume, True
@@ -160,38 +120,37 @@ def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:
     if not cfg.get('load_from') or '://' in cfg.load_from:
         return
     if Path(cfg.load_from).is_dir() and not cfg.resume:
-        cfg.load_from = str(local_file(cfg.load_from))  # of transformers or timm
+        cfg.load_from = str(local_file(cfg.load_from))  # a folder of transformers or timm
     if not Path(cfg.load_from).is_file():
-        raise FileNotFoundError(f'no checkpoint {cfg.load_from}')
+        raise MissingFileError(f'no checkpoint {cfg.load_from}')
     if cfg.resume and found is None:
         reason = wrong_checksum(Path(cfg.load_from))
-        if reason is not None:
-            raise ValueError(f'checkpoint {cfg.load_from} is damaged: {reason}')
+        require(reason is None, f'checkpoint {cfg.load_from} is damaged: {reason}')
 
 
 def _has_started(work_dir: str | Path, restarted: bool) -> bool:
-    """Whether this process is one of a restart, and of a run that had come as far as its work_dir before."""
+    """Whether torchrun restarted this process, and the run had reached its work_dir before."""
     started = Path(work_dir, STARTED)
     return restarted and started.is_file() and started.read_text(encoding='utf-8') == _run_id()
 
 
 def _run_id() -> str:
-    """torchrun's, the same in all its restarts."""
+    """Run id of torchrun, the same in all restarts."""
     return os.environ.get('TORCHELASTIC_RUN_ID', '')
 
 
 def lock(work_dir: str | Path, restarted: bool = False) -> IO:
-    """Take a work_dir for this run; it is free again once the file that is returned is closed or the process ends.
+    """Lock a work_dir for this run, until the returned file is closed or the process ends.
 
     Args:
-        work_dir: Of the run; made if there is none.
-        restarted: As for :func:`choose_start`; otherwise the time of the start is noted.
+        work_dir: Work_dir of the run, created if missing.
+        restarted: See :func:`choose_start`; if False, the time of the start is recorded.
 
     Returns:
-        An open file, which holds the lock.
+        Open file that holds the lock.
 
     Raises:
-        ValueError: If another run has it.
+        ConfigError: If another run has the lock.
     """
     folder = Path(work_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,10 +161,10 @@ def lock(work_dir: str | Path, restarted: bool = False) -> IO:
         file.seek(0)
         holder = file.read().strip()
         file.close()
-        raise ValueError(f'another run ({holder}) uses {folder}; name another --work-dir') from None
+        raise ConfigError(f'another run ({holder}) uses {folder}; choose another --work-dir') from None
     except OSError as error:
-        print_log(f'no lock on {folder}: its file system has none ({error})', logger='current', level=30)
-    # Workers of the loader outlive a killed run by seconds; the lock is not theirs.
+        print_log(f'no lock on {folder}: its file system does not support locks ({error})', logger='current', level=30)
+    # Workers of the loader may outlive a killed run by seconds, and must not keep the lock.
     os.register_at_fork(after_in_child=file.close)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {os.uname().nodename}')

@@ -1,4 +1,4 @@
-"""Resuming a run whose config has changed: longer, with another lr, batch, or number of processes."""
+"""Resuming with a changed config: another length, lr, batch size or number of processes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 from mmengine.optim import _ParamScheduler
 from mmengine.runner import Runner
 
-from bootmae_mm.checkpoints.reading import saved_config
+from bootmae_mm.checkpoints.saved_config import saved_config
+from bootmae_mm.validation import require
 
-# Of no consequence for what is trained.
+# Keys that do not affect training.
 IGNORED = {'work_dir', 'load_from', 'resume', 'launcher', 'log_level', 'experiment_name', 'auto_resume'}
-# What changes from step to step in a scheduler; all else follows from the config.
+# State of a scheduler that changes from step to step; the rest follows from the config.
 MOVING = {'optimizer', 'last_step', '_global_step', '_last_value', 'verbose'}
 MAX_SHOWN = 120  # characters of a value in a log line
 
 
 def progress_meta(runner: Runner) -> dict[str, int]:
-    """What a checkpoint notes of a run's unit of progress, for :func:`adapt_position`."""
+    """Units of progress that a checkpoint records, for :func:`adapt_position`."""
     loader = runner.train_dataloader
     batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
     return dict(
@@ -45,16 +46,16 @@ def config_differences(old: Any, new: Any, key: str = '') -> Iterator[tuple[str,
         same = next(
             (i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), min(len(old), len(new))
         )
-        yield f'{key}.{same}...', list(old[same:]), list(new[same:])  # from the first that differs on
+        yield f'{key}.{same}...', list(old[same:]), list(new[same:])  # from the first difference on
     elif old != new:
         yield key, old, new
 
 
 def check_resumable(runner: Runner, checkpoint: dict) -> None:
-    """Log what differs between a checkpoint's config and that of a run; refuse what cannot.
+    """Log the differences between the config in a checkpoint and that of a run; refuse those that cannot change.
 
     Raises:
-        ValueError: On another optimizer, other trained parameters, another seed, or a run that ends before the
+        ConfigError: For another optimizer, other trained parameters, another seed, or a run that ends before the
             checkpoint.
     """
     meta = checkpoint['meta']
@@ -63,43 +64,37 @@ def check_resumable(runner: Runner, checkpoint: dict) -> None:
     except ValueError as error:
         runner.logger.warning(f'the config in the checkpoint cannot be compared: {error}')
         old = None
+    fixed = []
     for key, before, now in config_differences(old, runner.cfg.to_dict()) if old is not None else ():
         runner.logger.info(f'resume: {key} was {repr(before)[:MAX_SHOWN]}, is {repr(now)[:MAX_SHOWN]}')
         if key in ('optim_wrapper.optimizer.type', 'optim_wrapper.constructor'):
-            raise ValueError(
-                f'{key} cannot change on resume: it was {before!r}, and is {now!r}; to start from the weights of the '
-                'checkpoint use load_from'
-            )
+            fixed.append((key, before, now))
     if meta.get('processes', runner.world_size) != runner.world_size:
         runner.logger.info(f'resume: number of processes was {meta["processes"]}, is {runner.world_size}')
     seed = meta.get('seed'), runner._randomness_cfg.get('seed')
     if None not in seed and seed[0] != seed[1]:
-        raise ValueError(f'randomness.seed cannot change on resume: it was {seed[0]}, and is {seed[1]}')
-    loop = runner.train_loop
-    for what, done, end in (('epochs', meta['epoch'], loop.max_epochs), ('iterations', meta['iter'], loop.max_iters)):
-        by_iter = not hasattr(loop, 'run_epoch')
-        if done > end and (what == 'iterations') == by_iter:
-            raise ValueError(
-                f'the checkpoint has finished {done} {what}, and the run ends after {end}; '
-                f'train_cfg.max_{"iters" if by_iter else "epochs"} must be at least {done}'
-            )
+        fixed.append(('randomness.seed', *seed))
     groups = checkpoint.get('optimizer', {}).get('param_groups')
     if groups is not None:
-        counts = [len(group['params']) for group in groups]
-        wanted = [len(group['params']) for group in runner.optim_wrapper.optimizer.param_groups]
-        if counts != wanted:
-            raise ValueError(
-                f'the optimizer of the checkpoint has {sum(counts)} parameters in {len(counts)} groups, that of the '
-                f'run {sum(wanted)} in {len(wanted)}: on resume the same blocks must be frozen (frozen_stages) and the '
-                'same ones decayed; to start from the weights of the checkpoint use load_from'
-            )
+        saved, wanted = (
+            [len(g['params']) for g in part] for part in (groups, runner.optim_wrapper.optimizer.param_groups)
+        )
+        if saved != wanted:
+            fixed.append(('the parameters per group (frozen_stages, weight decay)', saved, wanted))
+    changed = '; '.join(f'{key} was {before!r}, and is {now!r}' for key, before, now in fixed)
+    require(not fixed, f'cannot change on resume: {changed}; to start from the weights of the checkpoint use load_from')
+    loop = runner.train_loop
+    by_iter = not hasattr(loop, 'run_epoch')
+    done, end = (meta['iter'], loop.max_iters) if by_iter else (meta['epoch'], loop.max_epochs)
+    unit = 'iters' if by_iter else 'epochs'
+    require(done <= end, f'the checkpoint has finished {done} {unit}: train_cfg.max_{unit} must be at least {done}')
 
 
 def adapt_position(runner: Runner, meta: dict) -> None:
-    """Set the loop to where it is in its own units, if an epoch had another number of iterations."""
+    """Set the position of the loop in its own units, if the number of iterations per epoch has changed."""
     loop, length = runner.train_loop, len(runner.train_dataloader)
     now = progress_meta(runner)
-    if not hasattr(loop, 'run_epoch'):  # by iterations, which are counted on; the data go on at the same image
+    if not hasattr(loop, 'run_epoch'):  # by iterations: the count continues, and so do the images
         batches = meta['iter'] + meta.get('skipped_batches', 0)
         loop.skipped = (
             batches * meta.get('images_per_iter', now['images_per_iter']) // now['images_per_iter'] - meta['iter']
@@ -108,7 +103,7 @@ def adapt_position(runner: Runner, meta: dict) -> None:
     epoch, iteration = meta['epoch'], meta['iter']
     before = meta.get('iters_per_epoch') or (iteration // epoch if epoch and not iteration % epoch else length)
     images = meta.get('images_per_iter') or now['images_per_iter'] * length / before
-    if epoch == 0 and iteration > before:  # of a run by iterations
+    if epoch == 0 and iteration > before:  # saved by a run by iterations
         epoch, iteration = iteration // before, iteration
     done = iteration - epoch * before
     if before == length and images == now['images_per_iter']:
@@ -124,10 +119,10 @@ def adapt_position(runner: Runner, meta: dict) -> None:
 
 
 class Hyperparameters:
-    """Learning rates, decay, betas and schedules as the config of a run says, before a checkpoint replaces them.
+    """Learning rates, weight decay, betas and schedules of the config, saved before a checkpoint replaces them.
 
     Args:
-        runner: Runner whose optimizer and schedulers are built, and have not taken a step.
+        runner: Runner with a fresh optimizer and fresh schedulers.
         scheduler_cfg: Config of the schedulers.
     """
 
@@ -147,7 +142,7 @@ class Hyperparameters:
         ]
 
     def apply(self, runner: Runner, saved: int) -> None:
-        """Put what differs from the checkpoint back, schedules at the current iteration.
+        """Restore what differs from the checkpoint, with schedules at the current iteration.
 
         Args:
             runner: Runner that has resumed.
@@ -173,12 +168,12 @@ class Hyperparameters:
 
     @staticmethod
     def _advance(runner: Runner) -> None:
-        """Take the steps of the schedulers up to the current iteration: mmengine's have no closed form."""
+        """Step the schedulers up to the current iteration: mmengine's have no closed form."""
         length = len(runner.train_dataloader) if hasattr(runner.train_loop, 'run_epoch') else runner.max_iters + 1
         by_iter = [scheduler for scheduler in runner.param_schedulers if not scheduler.by_epoch]
         by_epoch = [scheduler for scheduler in runner.param_schedulers if scheduler.by_epoch]
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of steps before those of the optimizer
+            warnings.simplefilter('ignore')  # of scheduler steps before optimizer steps
             for iteration in range(1, runner.iter + 1):
                 for scheduler in by_iter:
                     scheduler.step()

@@ -1,22 +1,24 @@
-"""Schedules of BootMAE, pure functions of the epoch (counted from 0)."""
+"""Schedules of BootMAE: pure functions of the position in a run, counted from 0."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from bootmae_mm.validation import require
 
 
 def piecewise_linear(epoch: float, milestones: Sequence[tuple[float, float]]) -> float:
     """Linear between milestones, constant before the first and after the last.
 
     Args:
-        epoch: Where to look.
-        milestones: ``(epoch, value)``, at least one, epochs strictly rising.
+        epoch: Position at which to evaluate.
+        milestones: At least one ``(epoch, value)``, with strictly increasing epochs.
 
     Raises:
-        ValueError: If there are none, or they do not rise.
+        ConfigError: If there are none, or they do not increase.
     """
-    if not milestones or any(a[0] >= b[0] for a, b in zip(milestones, milestones[1:], strict=False)):
-        raise ValueError(f'milestones must be (epoch, value) pairs with rising epochs, but are {milestones}')
+    rising = all(a[0] < b[0] for a, b in zip(milestones, milestones[1:], strict=False))
+    require(milestones and rising, f'decay needs (epoch, value) pairs with increasing epochs, but is {milestones}')
     if epoch <= milestones[0][0]:
         return milestones[0][1]
     for (begin, low), (end, high) in zip(milestones, milestones[1:], strict=False):
@@ -26,16 +28,15 @@ def piecewise_linear(epoch: float, milestones: Sequence[tuple[float, float]]) ->
 
 
 def feature_weight(position: int, length: float, weight: float = 1.0, ramp: float = 0.25) -> float:
-    """Weight of the feature loss, rising linearly over the first part of training.
+    """Weight of the feature loss, which rises linearly over the first part of training.
 
-    ``min((position + 1) / (ramp * length), 1) * weight``, as in ``run_pretraining.py`` of the authors for a ramp of a
-    quarter.
+    ``min((position + 1) / (ramp * length), 1) * weight``; the authors' ``run_pretraining.py`` has a ramp of 1/4.
 
     Args:
         position: Current epoch or iteration.
-        length: Epochs or iterations of the run.
+        length: Number of epochs or iterations of the run.
         weight: Final value.
-        ramp: Share of the run it takes to rise; 0 for a constant weight.
+        ramp: Share of the run over which it rises; 0 for a constant weight.
     """
     if ramp <= 0:
         return weight

@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimizer states divided among processes (FSDP2), for models that do not fit otherwise."""
+"""FSDP2: parameters, gradients and optimizer states sharded across processes."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from bootmae_mm.registry import MODEL_WRAPPERS
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
+    """Model inside a distributed wrapper."""
     return model.module if is_model_wrapper(model) else model
 
 
 @MODEL_WRAPPERS.register_module()
 class FullyShardedDataParallel:
-    """torch's ``fully_shard`` for ``model_wrapper_cfg``: every process keeps its share of each block.
+    """torch's ``fully_shard`` for ``model_wrapper_cfg``: every process keeps its shard of each block.
 
-    The result is the model itself, its parameters ``DTensor``. It computes what ``MMDistributedDataParallel`` does, up
-    to rounding; the momentum encoder is divided as the student is. Checkpoints of :class:`CheckpointHook` are those of
-    a run that is not sharded, and either kind of run goes on from them.
+    Returns the model itself, with ``DTensor`` parameters. Results equal those of ``MMDistributedDataParallel`` up to
+    rounding. The teacher is sharded like the student. Checkpoints of :class:`CheckpointHook` are those of an unsharded
+    run, and either kind of run resumes from them.
 
-    Weights are initialised here, before they are divided: every process holds the whole model once, at the start.
-    Parameters are always given back after the forward pass: the teacher has no backward pass that would do so, and
-    would otherwise go on with those of the step before.
+    Weights are initialized here, before sharding: every process holds the full model once, at the start. Parameters are
+    always resharded after the forward pass: the teacher has no backward pass to do so, and would otherwise use the
+    parameters of the previous step.
 
     Args:
-        module: The model.
+        module: Model to shard.
     """
 
     def __new__(cls, module: nn.Module) -> nn.Module:
-        # Here, so that the tools' --help need not wait for mmpretrain.
+        # Imported here, so that --help of the tools does not import mmpretrain.
         from bootmae_mm.models.block import EncoderBlock
         from bootmae_mm.models.neck import DecoderBlock
 
@@ -59,9 +59,9 @@ class FullyShardedDataParallel:
 
 @contextmanager
 def gathered_parameters(model: nn.Module) -> Iterator[None]:
-    """Parameters outside of blocks as whole tensors, for calls that do not go through ``model(...)``.
+    """Full parameters outside of blocks, for calls that do not go through ``model(...)``.
 
-    For a model that is not sharded nothing happens; with one that is, all processes must do the same.
+    Does nothing for an unsharded model; for a sharded one, all processes must call it.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -74,32 +74,32 @@ def gathered_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the parameters of a model are divided among processes."""
+    """Whether the parameters of a model are sharded."""
     return isinstance(model, FSDPModule)
 
 
-def whole(value: Any) -> Any:  # noqa: ANN401
-    """The same structure of dicts and lists with every divided tensor gathered, on the CPU; all processes must call."""
+def gather(value: Any) -> Any:  # noqa: ANN401
+    """Gather every sharded tensor in nested dicts and lists, on the CPU; all processes must call."""
     if isinstance(value, DTensor):
         return value.full_tensor().detach().cpu()
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
-        return type(value)((key, whole(item)) for key, item in value.items())
+        return type(value)((key, gather(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return type(value)(whole(item) for item in value)
+        return type(value)(gather(item) for item in value)
     return value
 
 
 def gathered_states(runner: Runner) -> dict:
     """``state_dict`` and ``optimizer`` of a checkpoint of a sharded run; all processes must call."""
     return dict(
-        state_dict=whole(unwrapped(runner.model).state_dict()), optimizer=whole(runner.optim_wrapper.state_dict())
+        state_dict=gather(unwrapped(runner.model).state_dict()), optimizer=gather(runner.optim_wrapper.state_dict())
     )
 
 
-def divide_states(runner: Runner, checkpoint: dict) -> None:
-    """Divide what a checkpoint holds as the parameters of a sharded run are, in place; all processes must call."""
+def shard_states(runner: Runner, checkpoint: dict) -> None:
+    """Shard the tensors of a checkpoint like the parameters of a sharded run, in place; all processes must call."""
     model = unwrapped(runner.model)
     own = model.state_dict()
     state = checkpoint.get('state_dict', checkpoint)
@@ -116,5 +116,5 @@ def divide_states(runner: Runner, checkpoint: dict) -> None:
                 values[name] = _like(value, parameters[index])
 
 
-def _like(value: Tensor, divided: DTensor) -> DTensor:
-    return distribute_tensor(value.to(divided.device), divided.device_mesh, divided.placements)
+def _like(value: Tensor, sharded: DTensor) -> DTensor:
+    return distribute_tensor(value.to(sharded.device), sharded.device_mesh, sharded.placements)

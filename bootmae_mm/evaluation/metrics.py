@@ -11,7 +11,7 @@ from bootmae_mm.registry import METRICS
 
 @METRICS.register_module()
 class PretrainLoss(BaseMetric):
-    """Mean losses on held-out images, from a model in mode ``'predict'``."""
+    """Mean losses on held-out images, of a model in mode ``'predict'``."""
 
     default_prefix = 'pretrain'
 

@@ -1,4 +1,4 @@
-"""Probes of frozen features: k nearest neighbours and a linear classifier."""
+"""Probes of frozen features: k nearest neighbors and a linear classifier."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bootmae_mm.validation import require
+
 
 @torch.no_grad()
 def pooled_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -16,17 +18,17 @@ def pooled_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) 
 
     Args:
         backbone: A :class:`BootMAEViT`.
-        images: Normalised, (N, C, H, W).
-        batch_size: Images at a time.
+        images: Normalized images, (N, C, H, W).
+        batch_size: Number of images at a time.
 
     Returns:
         Tensor (N, D), float32, on the CPU.
     """
     backbone.eval()
-    everything = torch.arange(backbone.grid_size[0] * backbone.grid_size[1], device=images.device)
+    all_ids = torch.arange(backbone.grid_size[0] * backbone.grid_size[1], device=images.device)
     features = []
     for batch in images.split(batch_size):
-        tokens = backbone.encode_patches(batch, everything.expand(len(batch), -1))
+        tokens = backbone.encode_patches(batch, all_ids.expand(len(batch), -1))  # (B, L, D)
         features.append(tokens.mean(dim=1).float().cpu())
     return torch.cat(features)
 
@@ -40,30 +42,29 @@ def knn_accuracies(
     temperature: float = 0.07,
     max_elements: int = 2**26,
 ) -> dict[int, float]:
-    """Accuracy of a weighted vote of the k nearest neighbours by cosine, for several k at once.
+    """Accuracy of a weighted vote of the k nearest neighbors by cosine, for several k at once.
 
-    A neighbour's vote weighs exp(cosine / temperature). Source: the protocol of Wu et al. 2018 (arXiv 1805.01978).
+    A neighbor's vote weighs exp(cosine / temperature). Source: the protocol of Wu et al. 2018 (arXiv 1805.01978).
 
     Args:
         train: (N, D).
         train_labels: (N,), int64.
         test: (K, D).
         test_labels: (K,), int64.
-        ks: Numbers of neighbours, each at most N.
-        temperature: See above.
-        max_elements: Largest number of cosines at a time (a quarter of a GiB by default); never are there N x K.
+        ks: Numbers of neighbors, each at most N.
+        temperature: Temperature of the votes.
+        max_elements: Largest number of cosines at a time (by default a quarter of a GiB).
 
     Returns:
-        k -> share of the test images that are right, in 0..1.
+        k -> share of correctly classified test images, in 0..1.
 
     Raises:
-        ValueError: If a k is not in 1..N, or the temperature not above 0.
+        ConfigError: If a k is not in 1..N, or the temperature is not positive.
     """
-    if temperature <= 0:
-        raise ValueError(f'temperature must be above 0, but is {temperature}')
-    for k in ks:
-        if not 1 <= k <= len(train):
-            raise ValueError(f'k must be in 1..{len(train)}, but is {k}')
+    require(
+        temperature > 0 and all(1 <= k <= len(train) for k in ks),
+        f'temperature must be positive and k in 1..{len(train)}, but they are {temperature} and {ks}',
+    )
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
     right = dict.fromkeys(ks, 0)
@@ -92,18 +93,18 @@ def linear_accuracy(
     labels_per_class: int | None = None,
     seeds: int = 5,
 ) -> float:
-    """Accuracy of logistic regression on standardised features (scikit-learn's, C = 1).
+    """Accuracy of logistic regression on standardized features (scikit-learn's, C = 1).
 
     Args:
         train: (N, D).
         train_labels: (N,), int64.
         test: (K, D).
         test_labels: (K,), int64.
-        labels_per_class: Use so many labels of each class only, drawn with each seed; all by default.
-        seeds: The mean over so many draws is returned.
+        labels_per_class: Number of labels per class to use, drawn with each seed; all by default.
+        seeds: Number of draws to average.
 
     Returns:
-        Share of the test images that are right, in 0..1.
+        Share of correctly classified test images, in 0..1.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -111,7 +112,7 @@ def linear_accuracy(
 
     x, y, labels = train.numpy(), train_labels.numpy(), test_labels.numpy()
     scores = []
-    for seed in range(seeds if labels_per_class else 1):  # all labels leave nothing to draw
+    for seed in range(seeds if labels_per_class else 1):  # nothing to draw with all labels
         chosen = np.arange(len(y))
         if labels_per_class:
             rng = np.random.RandomState(seed)

@@ -1,4 +1,4 @@
-"""Writing an encoder for other libraries: timm, Hugging Face, mmpretrain, ONNX."""
+"""Export of an encoder to other libraries: timm, Hugging Face, mmpretrain, ONNX."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from mmengine.logging import print_log
 
 from bootmae_mm.checkpoints.encoder import encoder_state, load_encoder
 from bootmae_mm.checkpoints.names import to_huggingface, to_timm
-from bootmae_mm.checkpoints.reading import config_of, load_file
+from bootmae_mm.checkpoints.reading import load_file
+from bootmae_mm.checkpoints.saved_config import config_of
 from bootmae_mm.config import load_config
 from bootmae_mm.models import BootMAEViT
+from bootmae_mm.validation import require
 from bootmae_mm.version import __version__
 
 from .huggingface import huggingface_config, huggingface_preprocessor
@@ -21,71 +23,69 @@ from .preprocessing import Preprocessing
 from .timm import timm_config
 
 TARGETS = ('timm', 'hf', 'mmpretrain', 'onnx')
-# Options of the backbone that say what it is; the others belong to a task.
+# Options that define the encoder; the others belong to a task.
 IDENTITY = ('arch', 'img_size', 'patch_size', 'in_channels', 'norm_cfg')
 
 
 def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str | None = None) -> BootMAEViT:
-    """Build the encoder of a checkpoint, all of whose weights come from it.
+    """Build an encoder and load all its weights from a checkpoint.
 
     Args:
-        path: Of the checkpoint, or its URL.
+        path: Path of the checkpoint, or its URL.
         config: Path of a config with ``model.backbone``; by default the one in the checkpoint.
         prefix: See :func:`encoder_state`.
 
     Returns:
-        The encoder in eval mode. A pretrained one gives all tokens after the final norm; one fine-tuned for
-        classification, whose norm comes after the mean instead, gives the normed mean of the patch tokens.
+        The encoder in eval mode. A pretrained encoder returns all tokens after the final norm; one fine-tuned for
+        classification, with its norm after the mean, returns the normed mean of the patch tokens.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If the checkpoint does not fit, or has parts that a plain vision transformer has not.
+        MissingFileError: If a file is missing.
+        ConfigError: If the checkpoint does not fit, or has parts that a plain vision transformer does not have.
     """
     cfg = config_of(load_file(path)) if config is None else load_config(config)
     options = {key: value for key, value in cfg.model.backbone.items() if key in IDENTITY}
     pooled = 'ln2.weight' in (state := encoder_state(path, prefix)) and 'ln1.weight' not in state
     encoder = BootMAEViT(**options, out_type='avg_featmap' if pooled else 'raw', final_norm=not pooled)
     report = load_encoder(encoder, path, prefix)
-    if pooled and 'ln2.weight' not in report.loaded:
-        raise ValueError(f'the norm of pooled features in {path} does not fit the encoder')
     special = [name for name in report.unused if '.gamma' in name or 'rel_pos_bias' in name]
-    if special:
-        raise ValueError(
-            f'the encoder in {path} has a layer scale or relative-position bias ({special[0]}), which a plain vision '
-            'transformer has not: only pretrained and plainly fine-tuned encoders are exported'
-        )
+    special += ['ln2.weight'] if pooled and 'ln2.weight' not in report.loaded else []
+    require(
+        not special,
+        f'{path} cannot be exported: a plain vision transformer has no layer scale, no relative-position bias and a '
+        f'pooled norm of its own width, but the encoder has {special}',
+    )
     print_log(f'encoder: {report}', logger='current')
     encoder.train(False)
     return encoder
 
 
 def export(encoder: BootMAEViT, target: str, out: str | Path, source: str, preprocessing: Preprocessing) -> Path:
-    """Write an encoder.
+    """Export an encoder.
 
     Args:
-        encoder: Of :func:`read_encoder`.
+        encoder: Encoder from :func:`read_encoder`.
         target: One of :data:`TARGETS`.
-        out: Folder to write to, made if missing.
-        source: Where the weights come from, kept as metadata.
+        out: Output folder, created if missing.
+        source: Origin of the weights, written as metadata.
         preprocessing: How the run prepared its images; see :func:`read_preprocessing`.
 
     Returns:
         What to load: the folder for timm and hf, the file for mmpretrain and onnx.
 
     Raises:
-        ValueError: On an unknown target, or one whose model cannot be this encoder.
+        ConfigError: For an unknown target, or one whose model cannot be this encoder.
     """
-    if target not in TARGETS:
-        raise ValueError(f'unknown target {target!r}; there are {", ".join(TARGETS)}')
     pooled = encoder.out_type == 'avg_featmap'
-    if pooled and target == 'hf':
-        raise ValueError(
-            "transformers' ViTModel has its norm before the mean, and this encoder was fine-tuned with one after it; "
-            'export it --to timm, or export the pretrained one'
-        )
     eps, channels = encoder.layers[0].ln1.eps, encoder.patch_embed.projection.in_channels
-    if target == 'timm' and eps != 1e-6:
-        raise ValueError(f"the norms of timm's vision transformer have an eps of 1e-6, those of this encoder {eps}")
+    require(target in TARGETS, f'unknown target {target!r}; valid targets: {", ".join(TARGETS)}')
+    require(
+        not pooled or target != 'hf',
+        "transformers' ViTModel has its norm before the mean, but this encoder was fine-tuned with a norm after it; "
+        'export it --to timm, or export the pretrained encoder',
+    )
+    has_eps = target != 'timm' or eps == 1e-6
+    require(has_eps, f"the norms of timm's vision transformer have an eps of 1e-6, those of this encoder {eps}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().clone() for name, value in encoder.state_dict().items()}
@@ -120,13 +120,10 @@ def _write_folder(out: Path, state: dict, metadata: dict, files: dict[str, dict]
 
 
 def _write_onnx(encoder: BootMAEViT, file: Path, metadata: dict, output: str) -> Path:
-    """Input ``images`` (batch, 3, H, W) normalised, output ``tokens`` (batch, 1 + L, D) or, pooled, ``features``.
-
-    The batch is free.
-    """
+    """Input ``images`` (batch, C, H, W), normalized; output ``tokens`` (batch, 1 + L, D) or, pooled, ``features``."""
     import onnx
 
-    # A batch of two: a size of one would be taken for a constant.
+    # A batch of two: a size of one would become a constant.
     images = torch.zeros(2, encoder.patch_embed.projection.in_channels, *encoder.img_size)
     torch.onnx.export(
         _Output(encoder),
@@ -146,7 +143,7 @@ def _write_onnx(encoder: BootMAEViT, file: Path, metadata: dict, output: str) ->
 
 
 class _Output(torch.nn.Module):
-    """The encoder with a tensor for an output."""
+    """The encoder with a single tensor as output."""
 
     def __init__(self, encoder: BootMAEViT) -> None:
         super().__init__()

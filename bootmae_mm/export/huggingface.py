@@ -10,7 +10,7 @@ from .preprocessing import INTERPOLATIONS, Preprocessing
 def huggingface_config(
     arch: dict, img_size: tuple[int, int], patch_size: int, channels: int = 3, eps: float = 1e-6
 ) -> dict[str, Any]:
-    """The content of ``config.json``."""
+    """Content of ``config.json``."""
     return dict(
         architectures=['ViTModel'],
         model_type='vit',
@@ -31,7 +31,7 @@ def huggingface_config(
 
 
 def huggingface_preprocessor(img_size: tuple[int, int], preprocessing: Preprocessing) -> dict[str, Any]:
-    """The content of ``preprocessor_config.json``."""
+    """Content of ``preprocessor_config.json``."""
     return dict(
         image_processor_type='ViTImageProcessor',
         do_resize=True,

@@ -1,4 +1,4 @@
-"""How a run prepares an image, for those who use its encoder elsewhere."""
+"""Preprocessing of a run, to use its encoder elsewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from bootmae_mm.checkpoints.reading import config_of, load_file
+from bootmae_mm.checkpoints.reading import load_file
+from bootmae_mm.checkpoints.saved_config import config_of
 from bootmae_mm.config import load_config
+from bootmae_mm.validation import require
 
-INTERPOLATIONS = dict(nearest=0, lanczos=1, bilinear=2, bicubic=3)  # numbers of Pillow
-# Steps that resize, with the interpolation that they have by default.
+INTERPOLATIONS = dict(nearest=0, lanczos=1, bilinear=2, bicubic=3)  # with their numbers in Pillow
+# Steps that resize, with their default interpolation.
 RESIZES = dict(ResizeEdge='bilinear', Resize='bilinear', RandomResizedCrop='bicubic')
 
 
@@ -24,9 +26,9 @@ class Preprocessing:
     Attributes:
         mean: Mean of each channel, on the scale 0..1.
         std: Standard deviation of each channel.
-        interpolation: Name of it, as Pillow's.
+        interpolation: Name of the interpolation in Pillow.
         crop_pct: Side of the crop over the shorter side of the resized image, in evaluation.
-        value_range: Values that became 0 and 255 as the files were read, where they had more than 8 bits.
+        value_range: Values that became 0 and 255 in files with more than 8 bits.
     """
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -37,7 +39,7 @@ class Preprocessing:
 
 
 def read_preprocessing(path: str | Path, config: str | Path | None = None, channels: int = 3) -> Preprocessing:
-    """The preprocessing of the run that wrote a checkpoint.
+    """Read the preprocessing of the run that wrote a checkpoint.
 
     Args:
         path: Path of the checkpoint, or its URL.
@@ -45,14 +47,14 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
         channels: Channels of the encoder.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If the config's statistics are for another number of channels.
+        MissingFileError: If a file is missing.
+        ConfigError: If the statistics have another number of channels, or the interpolation has no counterpart.
     """
     cfg = config_of(load_file(path, mmap=True)) if config is None else load_config(config)
     given = {**(cfg.get('data_preprocessor') or {}), **(cfg.get('model', {}).get('data_preprocessor') or {})}
     options: dict[str, Any] = {}
     if given.get('mean') is None or given.get('std') is None:
-        if given:  # mmpretrain's preprocessor leaves 0..255 as it is without them
+        if given:  # without them, mmpretrain's preprocessor keeps 0..255
             options = dict(mean=(0.0,) * channels, std=(1 / 255,) * channels)
         else:
             print_log('the config has no data_preprocessor: mean and std are written as 0.5', 'current', level=30)
@@ -61,8 +63,8 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
         for name in ('mean', 'std'):
             values = tuple(float(value) / 255 for value in given[name])
             options[name] = values * channels if len(values) == 1 else values
-            if len(options[name]) != channels:
-                raise ValueError(f'data_preprocessor.{name} has {len(values)} values, the encoder {channels} channels')
+            has_all = len(options[name]) == channels
+            require(has_all, f'data_preprocessor.{name} has {len(values)} values, the encoder {channels} channels')
     scale = crop = None
     for step in _steps(cfg):
         kind = str(step.get('type', '')).rpartition('.')[2]  # without a scope
@@ -76,23 +78,20 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
             options['value_range'] = (0.0, 2.0**limits - 1) if isinstance(limits, int) else tuple(limits)
     if scale:
         options['crop_pct'] = min(1.0, (crop or scale) / scale)
-    if options.get('interpolation', 'bicubic') not in INTERPOLATIONS:
-        raise ValueError(
-            f'the run resizes by {options["interpolation"]!r}, which has no counterpart; there are '
-            f'{", ".join(INTERPOLATIONS)}'
-        )
+    interpolation, known = options.get('interpolation', 'bicubic'), ', '.join(INTERPOLATIONS)
+    require(interpolation in INTERPOLATIONS, f'the interpolation {interpolation!r} of the run must be one of {known}')
     return Preprocessing(**options)
 
 
 def _side(size: Any) -> int | None:
-    """The shorter side of a size, as a number or two."""
+    """Shorter side of a size given as one number or two."""
     if isinstance(size, (list, tuple)) and size:
         return min(int(value) for value in size)
     return size if isinstance(size, int) else None
 
 
 def _steps(cfg: Config) -> list[dict]:
-    """Steps of the pipeline for evaluation, or of that for training if there is no other."""
+    """Steps of the evaluation pipeline, or of the training pipeline if there is no other."""
     for name in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
         dataset = (cfg.get(name) or {}).get('dataset') or {}
         while 'dataset' in dataset:  # RepeatDataset and the like

@@ -15,14 +15,14 @@ def timm_config(
     channels: int = 3,
     pooled: bool = False,
 ) -> dict[str, Any]:
-    """The content of ``config.json`` for ``timm.create_model('local-dir:FOLDER')``.
+    """Content of ``config.json`` for ``timm.create_model('local-dir:FOLDER')``.
 
     Args:
         arch: The backbone's ``arch_settings``.
         img_size: Height and width in pixels.
-        patch_size: Edge of a patch in pixels.
-        preprocessing: How the run prepared its images.
-        channels: Channels of an image.
+        patch_size: Side of a patch in pixels.
+        preprocessing: Preprocessing of the run.
+        channels: Number of channels of an image.
         pooled: Whether the norm comes after the mean of the patch tokens, instead of before.
     """
     return dict(

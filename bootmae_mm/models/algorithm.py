@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -12,49 +13,64 @@ from torch import Tensor, nn
 
 from bootmae_mm.checkpoints.encoder import load_encoder
 from bootmae_mm.registry import MODELS
-from bootmae_mm.values import number
+from bootmae_mm.validation import NonNegative, Options, require, validated
 
-from .tokens import loss_weights, take_tokens
+from .losses import loss_weights
+from .tokens import repeat_for_masks, take_tokens
+
+
+class TeacherOptions(Options):
+    """Options of a frozen teacher.
+
+    Attributes:
+        checkpoint: Path of its checkpoint.
+        prefix: Prefix of the encoder's keys in it.
+        backbone: Options in which it differs from the student.
+    """
+
+    checkpoint: str
+    prefix: str = 'backbone.'
+    backbone: dict = {}  # noqa: RUF012  copied by pydantic
 
 
 @MODELS.register_module()
 class BootMAE(BaseModel):
     """Bootstrapped masked autoencoder (arXiv 2207.07116).
 
-    Facts that follow from the backbone (width, heads, grid) are filled into neck and heads, so a config names each of
-    them once.
+    Facts that follow from the backbone (width, heads, grid) are filled into neck and heads, so that a config states
+    each of them once.
 
     Args:
-        backbone: The student's config, a :class:`BootMAEViT`.
+        backbone: Config of the student, a :class:`BootMAEViT`.
         neck: Config of :class:`BootMAENeck`.
-        pixel_head: Config of the head of the neck's pixel decoder, or None if the neck has none.
-        feature_head: Config of the head of the neck's feature decoder, or None if the neck has none.
-        teacher: None for the momentum encoder, moved by :class:`BootMAEEMAHook`. A dict for a frozen one, as in the
-            paper's first experiment: ``checkpoint`` (path), ``prefix`` (of the encoder's keys, ``'backbone.'``) and
-            ``backbone`` (options in which it differs from the student's).
+        pixel_head: Config of the head of the neck's pixel decoder; None if the neck has none.
+        feature_head: Config of the head of the neck's feature decoder; None if the neck has none.
+        teacher: None for the momentum encoder, which :class:`BootMAEEMAHook` moves; :class:`TeacherOptions` for a
+            frozen one, as in the paper's first experiment.
         teacher_norm: Take the target after the teacher's final norm instead of before it.
         weight_mask: Weigh the inside of masked blocks more, see :func:`loss_weights`.
         pixel_weight: Weight of the pixel loss.
         feature_weight: Weight of the feature loss; :class:`FeatureWeightHook` ramps it up.
-        data_preprocessor: Config of the normalisation.
+        data_preprocessor: Config of the data preprocessor.
 
     Raises:
-        ValueError: If heads and decoders do not match, or the teacher is configured without a feature decoder.
+        ConfigError: If backbone, decoders, heads and teacher do not fit each other.
     """
 
+    @validated
     def __init__(
         self,
         backbone: dict,
         neck: dict,
         pixel_head: dict | None = None,
         feature_head: dict | None = None,
-        teacher: dict | None = None,
+        teacher: TeacherOptions | None = None,
         teacher_norm: bool = False,
         weight_mask: bool = True,
-        pixel_weight: float = 1.0,
-        feature_weight: float = 1.0,
-        data_preprocessor: dict | None = None,
-        init_cfg: dict | None = None,
+        pixel_weight: NonNegative = 1.0,
+        feature_weight: NonNegative = 1.0,
+        data_preprocessor: Any = None,
+        init_cfg: Any = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
@@ -70,18 +86,14 @@ class BootMAE(BaseModel):
         )
         widths = self.neck.widths
         for name, head in (('pixel', pixel_head), ('feature', feature_head)):
-            if (name in widths) != (head is not None):
-                raise ValueError(
-                    f'the {name} branch is half there: neck.{name} is '
-                    f'{"given" if name in widths else "None"}, {name}_head is '
-                    f'{"None" if head is None else "given"}'
-                )
-        if teacher is not None and feature_head is None:
-            raise ValueError('a teacher is configured, but there is no feature branch that would use it')
+            both = (name in widths) == (head is not None)
+            require(both, f'neck.{name} and {name}_head must both be set or both be None')
+        has_use = teacher is None or feature_head is not None
+        require(has_use, 'teacher needs neck.feature and feature_head, which use its features')
 
-        self.teacher_checkpoint = None
+        self.teacher_options = teacher
         if feature_head is not None:
-            self.teacher = self._build_teacher(backbone, teacher)
+            self.teacher = self._build_teacher(backbone)
         self.pixel_head = self.feature_head = None
         if pixel_head is not None:
             self.pixel_head = MODELS.build(
@@ -98,57 +110,46 @@ class BootMAE(BaseModel):
             )
         self.teacher_norm = teacher_norm
         self.weight_mask = weight_mask
-        self.pixel_weight = number(pixel_weight, 'pixel_weight', least=0)
-        self.feature_weight = number(feature_weight, 'feature_weight', least=0)
+        self.pixel_weight = pixel_weight
+        self.feature_weight = feature_weight
 
     def _check_backbone(self) -> None:
-        """Refuse what is for downstream tasks only, and other channels than those that are normalised."""
+        """Refuse options for downstream tasks, and channels that the preprocessor does not normalize."""
         backbone = self.backbone
-        if backbone.window_size or backbone.rel_pos_bias:
-            raise ValueError(
-                'pretraining has neither windows nor relative-position bias; both are for downstream tasks'
-            )
-        if not backbone.final_norm:
-            raise ValueError('pretraining needs the final norm of the backbone: final_norm=True')
-        channels, mean = backbone.patch_embed.projection.in_channels, getattr(self.data_preprocessor, 'mean', None)
-        if mean is not None and len(mean) != channels:
-            raise ValueError(
-                f'in_channels of the backbone is {channels}, but the data_preprocessor normalises {len(mean)}: '
-                'mean and std need one number a channel'
-            )
+        is_plain = not backbone.window_size and not backbone.rel_pos_bias and backbone.final_norm
+        require(is_plain, 'pretraining needs window_size=0, rel_pos_bias=False and final_norm=True in the backbone')
+        channels = backbone.patch_embed.projection.in_channels
+        given = len(getattr(self.data_preprocessor, 'mean', range(channels)))
+        require(
+            given == channels,
+            f'in_channels of the backbone is {channels}, but mean and std of the data_preprocessor have {given}',
+        )
 
-    def _build_teacher(self, backbone: dict, teacher: dict | None) -> nn.Module:
+    def _build_teacher(self, backbone: dict) -> nn.Module:
         """A copy of the student, or the frozen encoder that ``teacher`` describes."""
-        if teacher is None:
+        if self.teacher_options is None:
             module = copy.deepcopy(self.backbone)
         else:
-            teacher = dict(teacher)
-            self.teacher_checkpoint = teacher.pop('checkpoint', None)
-            self.teacher_prefix = teacher.pop('prefix', 'backbone.')
-            module = MODELS.build({**backbone, 'drop_path_rate': 0.0, **teacher.pop('backbone', {})})
-            if not self.teacher_checkpoint or teacher:
-                raise ValueError(
-                    'a frozen teacher is given by checkpoint (needed), prefix and backbone'
-                    + (f', not by {sorted(teacher)}' if teacher else '')
-                )
-            if module.grid_size != self.backbone.grid_size:
-                raise ValueError(f'the teacher sees {module.grid_size} patches, the student {self.backbone.grid_size}')
-        module.requires_grad_(False)
+            module = MODELS.build({**backbone, 'drop_path_rate': 0.0, **self.teacher_options.backbone})
+            grid, wanted = module.grid_size, self.backbone.grid_size
+            require(grid == wanted, f'teacher.backbone must have the {wanted} patches of the student, but has {grid}')
+        module.requires_grad_(False)  # moved by the EMA hook, or never
         module.eval()
         return module
 
     @property
     def has_momentum_teacher(self) -> bool:
         """Whether there is a teacher that follows the student."""
-        return self.feature_head is not None and self.teacher_checkpoint is None
+        return self.feature_head is not None and self.teacher_options is None
 
     def init_weights(self) -> None:
-        """Initialise all parts; then the teacher copies the student, or loads its checkpoint."""
+        """Initialize all parts; then the teacher copies the student, or loads its checkpoint."""
         super().init_weights()
         if self.has_momentum_teacher:
             self.reset_teacher()
-        elif self.teacher_checkpoint is not None:
-            report = load_encoder(self.teacher, self.teacher_checkpoint, prefix=self.teacher_prefix, resize=False)
+        elif self.teacher_options is not None:
+            options = self.teacher_options
+            report = load_encoder(self.teacher, options.checkpoint, prefix=options.prefix, resize=False)
             print_log(f'frozen teacher: {report}', logger='current')
 
     @torch.no_grad()
@@ -174,36 +175,29 @@ class BootMAE(BaseModel):
         """Run in one of mmengine's modes.
 
         Args:
-            inputs: Normalised images, (B, C, H, W).
-            ids_keep: Indices of the kept patches, (B, V), or (B * K, V) for K masks of each image in succession.
+            inputs: Normalized images, (B, C, H, W).
+            ids_keep: Indices of the kept patches, (B, V), or (B * K, V) for K masks per image, one image after another.
             ids_mask: Indices of the masked patches, (B, M) or (B * K, M).
-            mode: ``'loss'`` for a dict of scalars; ``'predict'`` for the same, once a batch, in a list, for evaluation
-                on held-out images; ``'tensor'`` for the backbone's features of whole images.
+            mode: ``'loss'`` for a dict of scalars; ``'predict'`` for the same as numbers, in a list, to evaluate
+                held-out images; ``'tensor'`` for the backbone's features of whole images.
 
         Raises:
-            ValueError: On an unknown mode, or without a mask where one is needed.
+            ConfigError: If a mode needs a mask and there is none.
         """
         if mode == 'tensor':
             return self.backbone(inputs)
-        if ids_keep is None or ids_mask is None:
-            raise ValueError(
-                'no mask in the batch: the dataset needs masking=dict(grid_size=...), and the loader '
-                "collate_fn=dict(type='bootmae_mm.collate')"
-            )
+        advice = "the dataset needs masking=dict(...), and the loader collate_fn=dict(type='bootmae_mm.collate')"
+        require(ids_keep is not None and ids_mask is not None, f'no mask in the batch: {advice}')
+        losses = self.loss(inputs, ids_keep, ids_mask)
         if mode == 'loss':
-            return self.loss(inputs, ids_keep, ids_mask)
-        if mode == 'predict':
-            return [
-                {name: value.item() for name, value in self.loss(inputs, ids_keep, ids_mask).items()}
-                | {'batch_size': len(inputs)}
-            ]
-        raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', but is {mode!r}")
+            return losses
+        assert mode == 'predict', mode
+        return [{name: value.item() for name, value in losses.items()} | {'batch_size': len(inputs)}]
 
     def loss(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> dict[str, Tensor]:
-        """Both losses, unweighted, and norms that show a collapse of the features.
+        """Compute both losses, unweighted, and norms that reveal a collapse of the features.
 
-        With several masks of each image (an option of :class:`MaskSampling`) the student sees an image once for each,
-        and the teacher once for all.
+        With K masks per image (an option of :class:`MaskSampling`) the student sees an image K times, the teacher once.
 
         Args:
             inputs: (B, C, H, W).
@@ -211,41 +205,41 @@ class BootMAE(BaseModel):
             ids_mask: (B * K, M).
 
         Returns:
-            Scalars ``pixel_loss``, ``feature_loss``, ``feature_pred_norm`` and ``feature_target_norm`` (mean L2 norm of
-            a patch's features before normalisation), ``feature_target_std`` (mean deviation over the batch's patches
-            of the normalised target: 0 once all patches look alike to the teacher); those of the branches that exist.
+            Scalars of the branches that exist: ``pixel_loss``, ``feature_loss``, ``feature_pred_norm`` and
+            ``feature_target_norm`` (mean L2 norm of a patch's features before normalization), ``feature_target_std``
+            (std over the batch's patches of the normalized target, averaged over its dimensions; 0 once all patches
+            look alike to the teacher).
         """
         self._check_mask(inputs, ids_keep, ids_mask)
-        images = inputs.repeat_interleave(len(ids_mask) // len(inputs), 0) if len(ids_mask) > len(inputs) else inputs
-        latent, context = self.backbone.encode_visible(images, ids_keep, self.neck.context_blocks)
-        decoded = self.neck(latent, context, ids_mask)
-        weights = loss_weights(ids_mask, self.backbone.grid_size, self.weight_mask)
+        images = repeat_for_masks(inputs, ids_mask)  # (B * K, C, H, W)
+        latent, context = self.backbone.encode_visible(images, ids_keep, self.neck.context_blocks)  # (B * K, 1 + V, D)
+        decoded = self.neck(latent, context, ids_mask)  # {pixel, feature}: (B * K, M, width)
+        weights = loss_weights(ids_mask, self.backbone.grid_size, self.weight_mask)  # (B * K, M)
 
         results = {}
         if self.pixel_head is not None:
             results['pixel_loss'] = self.pixel_head.loss(decoded['pixel'], images, ids_mask, weights)
         if self.feature_head is not None:
-            prediction = self.feature_head(decoded['feature'])
-            features = self.teacher_features(inputs, ids_mask)
-            target = self.feature_head.target(features)
+            prediction = self.feature_head(decoded['feature'])  # (B * K, M, D)
+            features = self.teacher_features(inputs, ids_mask)  # (B * K, M, D)
+            target = self.feature_head.target(features)  # (B * K, M, D), normalized
             results['feature_loss'] = self.feature_head.loss(prediction, target, weights)
             results.update(self._feature_norms(prediction, features, target))
         return results
 
     @torch.no_grad()
     def teacher_features(self, inputs: Tensor, ids_mask: Tensor) -> Tensor:
-        """The target: features of the masked patches, seen in the whole image.
+        """Features of the masked patches, from the teacher's view of the whole image.
 
         (B, C, H, W), (B * K, M) -> (B * K, M, D).
         """
-        masks = len(ids_mask) // len(inputs)
-        if masks == 1:
+        if len(ids_mask) == len(inputs):
             return self.teacher.encode_patches(inputs, ids_mask, norm=self.teacher_norm)
-        # All patches once, then those of each mask.
+        # K masks per image: encode all patches once, then pick those of each mask.
         rows, columns = self.teacher.grid_size
-        everything = torch.arange(rows * columns, device=inputs.device).expand(len(inputs), -1)
-        features = self.teacher.encode_patches(inputs, everything, norm=self.teacher_norm)
-        return take_tokens(features.repeat_interleave(masks, 0), ids_mask)
+        all_ids = torch.arange(rows * columns, device=inputs.device).expand(len(inputs), -1)  # (B, L)
+        features = self.teacher.encode_patches(inputs, all_ids, norm=self.teacher_norm)  # (B, L, D)
+        return take_tokens(repeat_for_masks(features, ids_mask), ids_mask)
 
     @staticmethod
     @torch.no_grad()
@@ -257,9 +251,9 @@ class BootMAE(BaseModel):
         )
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, OrderedDict]:
-        """Weigh and add the losses; log each one unweighted.
+        """Add the weighted losses; log each one unweighted.
 
-        mmengine would add every entry whose name contains 'loss'; this adds the two losses, times their weights.
+        mmengine would add every entry whose name contains 'loss'; this adds the two losses times their weights.
         """
         total = sum(
             weight * losses[name]
@@ -271,16 +265,11 @@ class BootMAE(BaseModel):
     def _check_mask(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> None:
         """Check shapes only: looking at the values would wait for the device."""
         rows, columns = self.backbone.grid_size
-        kept, masked = ids_keep.shape[-1], ids_mask.shape[-1]
-        count = len(ids_mask)
-        if ids_keep.shape != (count, kept) or ids_mask.shape != (count, masked) or not count or count % len(inputs):
-            raise ValueError(
-                f'ids_keep {tuple(ids_keep.shape)} and ids_mask {tuple(ids_mask.shape)} must be '
-                f'(batch, patches) of a batch of {len(inputs)}, or of a whole multiple of it'
-            )
-        if kept + masked != rows * columns or not 0 < masked < rows * columns:
-            raise ValueError(
-                f'{kept} kept and {masked} masked patches do not fit an image of {rows} x {columns} '
-                f'= {rows * columns} patches (img_size over patch_size): 0 < masked < {rows * columns} is needed, and '
-                'grid_size in `masking` of the dataset must be that of the backbone'
-            )
+        kept, masked, count = ids_keep.shape[-1], ids_mask.shape[-1], len(ids_mask)
+        shapes_fit = ids_keep.shape == (count, kept) and ids_mask.shape == (count, masked)
+        require(
+            shapes_fit and count and count % len(inputs) == 0 and kept + masked == rows * columns and kept and masked,
+            f'ids_keep {tuple(ids_keep.shape)} and ids_mask {tuple(ids_mask.shape)} must be (batch, kept) and (batch, '
+            f'masked) for a multiple of {len(inputs)} images, with kept + masked = {rows} x {columns} = '
+            f'{rows * columns} patches: img_size, patch_size and grid_size of `masking` must fit the backbone',
+        )

@@ -1,4 +1,4 @@
-"""Attention whose keys have no bias: over all tokens, for chosen queries only, or in windows."""
+"""Attention without a key bias: over all tokens, for chosen queries only, or in windows."""
 
 from __future__ import annotations
 
@@ -9,49 +9,43 @@ import torch.nn.functional as F
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
+from bootmae_mm.validation import require
+
 from .relative_position import RelativePositionBias
-from .tokens import SharedTokens
 
 
-def without_key_bias(bias: Tensor | None, before: int, keys: int) -> Tensor | None:
-    """Return the bias with its key part (``before : before + keys``) replaced by zeros.
+def without_key_bias(bias: Tensor | None, start: int, keys: int) -> Tensor | None:
+    """Replace the key part of a fused bias (``start : start + keys``) by zeros.
 
-    A bias of the keys adds the same number to all logits of a query, which softmax cancels: the function does not
-    depend on it, and its gradient is rounding noise that AdamW would blow up. Cut out of the graph, its gradient is
-    exactly zero and a zero stays zero. (The authors and BEiT have no such parameter; it exists here so that the
-    weights fit mmpretrain's fused ``qkv`` layer.)
+    A bias of the keys adds the same number to all logits of a query, which softmax cancels. Its gradient would be
+    rounding noise that AdamW scales up; cut out of the graph, the gradient is exactly zero and a zero stays zero. (The
+    authors and BEiT have no such parameter. It exists here so that weights fit mmpretrain's fused ``qkv`` layer.)
     """
     if bias is None:
         return None
-    return torch.cat([bias[:before], bias.new_zeros(keys), bias[before + keys :]])
+    return torch.cat([bias[:start], bias.new_zeros(keys), bias[start + keys :]])
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    dropout: float = 0.0,
-    bias: Tensor | None = None,
-    scale: float | None = None,
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float = 0.0, bias: Tensor | None = None
 ) -> Tensor:
-    """Multi-head attention with scale head_width ** -0.5: (B, Q, W), (B, K, W), (B, K, W) -> (B, Q, W).
+    """Multi-head attention: (B, Q, W), (B, K, W), (B, K, W) -> (B, Q, W).
 
-    ``bias`` (heads, Q, K) is added to the logits; ``scale`` is another factor of the logits.
+    ``bias`` (heads, Q, K) is added to the logits, which are scaled by head_width ** -0.5.
     """
-    query, key, value = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))  # (B, h, N, w)
     bias = None if bias is None else bias.to(query.dtype)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
-    return out.transpose(1, 2).flatten(2)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)  # (B, Q, W)
 
 
-def bands(length: int, size: int) -> list[tuple[int, int, int]]:
-    """Cut an edge into windows: (start, stop, window) of the part whose windows are whole, and of the rest.
+def window_bands(length: int, size: int) -> list[tuple[int, int, int]]:
+    """Split one side of the grid into (start, stop, window size): the full windows, and the rest if there is one.
 
-    ``bands(70, 16)`` is ``[(0, 64, 16), (64, 70, 6)]``.
+    ``window_bands(70, 16)`` is ``[(0, 64, 16), (64, 70, 6)]``.
     """
-    whole = length // size * size
-    return [part for part in ((0, whole, size), (whole, length, length - whole)) if part[2] and part[1] > part[0]]
+    full = length // size * size
+    return [band for band in ((0, full, size), (full, length, length - full)) if band[1] > band[0]]
 
 
 def attend_in_windows(
@@ -64,27 +58,27 @@ def attend_in_windows(
     dropout: float = 0.0,
     bias: RelativePositionBias | None = None,
 ) -> Tensor:
-    """Attention inside windows of ``size`` x ``size`` patches that do not overlap (ViTDet, arXiv 2203.16527).
+    """Attention within non-overlapping windows of ``size`` x ``size`` patches (ViTDet, arXiv 2203.16527).
 
-    Where the grid is not divisible the last windows of a row or column are smaller. (ViTDet pads instead, and its
+    Where the grid is not divisible, the last windows of a row or column are smaller. (ViTDet pads instead, and its
     padding takes part in the attention.)
 
     Args:
         query, key, value: (B, rows * columns, W), patches in row-major order.
         num_heads: Number of heads.
         grid: Rows and columns of patches.
-        size: Edge of a window in patches.
-        dropout: Of the attention weights.
-        bias: Of the offsets in a window.
+        size: Side of a window in patches.
+        dropout: Dropout rate of the attention weights.
+        bias: Bias of the logits within a window.
 
     Returns:
         Tensor (B, rows * columns, W).
     """
-    maps = [x.unflatten(1, grid) for x in (query, key, value)]
+    maps = [x.unflatten(1, grid) for x in (query, key, value)]  # (B, rows, columns, W) each
     rows = []
-    for top, bottom, height in bands(grid[0], size):
+    for top, bottom, height in window_bands(grid[0], size):
         row = []
-        for left, right, width in bands(grid[1], size):
+        for left, right, width in window_bands(grid[1], size):
             windows = [
                 x[:, top:bottom, left:right]
                 .unflatten(2, (-1, width))
@@ -93,24 +87,26 @@ def attend_in_windows(
                 for x in maps
             ]
             shape = windows[0].shape
-            q, k, v = (x.reshape(-1, height * width, shape[-1]) for x in windows)
+            q, k, v = (x.reshape(-1, height * width, shape[-1]) for x in windows)  # (B * windows, height * width, W)
             out = attend(q, k, v, num_heads, dropout, None if bias is None else bias((height, width)))
-            row.append(out.view(shape).transpose(2, 3).flatten(3, 4).flatten(1, 2))
-        rows.append(torch.cat(row, dim=2))
+            row.append(
+                out.view(shape).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            )  # (B, bottom - top, right - left, W)
+        rows.append(torch.cat(row, dim=2))  # (B, bottom - top, columns, W)
     return torch.cat(rows, dim=1).flatten(1, 2)
 
 
 class SelfAttention(MultiheadAttention):
-    """mmpretrain's attention, weights and options alike, with these differences.
+    """mmpretrain's attention with the same weights and options, and these differences.
 
-    The bias of the keys is ignored (see :func:`without_key_bias`), and queries may be fewer than keys. Downstream,
-    attention may be confined to windows and have a relative-position bias.
+    The bias of the keys is ignored (see :func:`without_key_bias`), and there may be fewer queries than keys.
+    Downstream, attention may be limited to windows and have a relative-position bias.
 
     Args:
-        *args: As for ``MultiheadAttention``.
-        window_size: Edge of a window in patches; 0 for attention over the whole image.
-        rel_pos_bias: For a bias of the logits.
-        **kwargs: As for ``MultiheadAttention``.
+        *args: Arguments of ``MultiheadAttention``.
+        window_size: Side of a window in patches; 0 for attention over the whole image.
+        rel_pos_bias: Relative-position bias of the logits.
+        **kwargs: Arguments of ``MultiheadAttention``.
     """
 
     def __init__(
@@ -125,7 +121,7 @@ class SelfAttention(MultiheadAttention):
 
         Args:
             x: Tokens that give keys and values, (B, N, D).
-            query: Tokens that ask, (B, Q, D); all of ``x`` by default. Not with windows or bias.
+            query: Tokens that give the queries, (B, Q, D); ``x`` by default. Not with windows or bias.
             grid: Rows and columns of patches; needed for windows and bias.
 
         Returns:
@@ -134,72 +130,44 @@ class SelfAttention(MultiheadAttention):
         width = self.embed_dims
         bias = without_key_bias(self.qkv.bias, width, width)
         if query is None:
-            q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=2)
+            q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=2)  # (B, N, D) each
         else:
             query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-            q = F.linear(query, self.qkv.weight[:width], query_bias)
-            k, v = F.linear(x, self.qkv.weight[width:], other_bias).chunk(2, dim=2)
+            q = F.linear(query, self.qkv.weight[:width], query_bias)  # (B, Q, D)
+            k, v = F.linear(x, self.qkv.weight[width:], other_bias).chunk(2, dim=2)  # (B, N, D) each
         dropout = self.attn_drop if self.training else 0.0
         if self.window_size:
             assert grid is not None and query is None
             out = attend_in_windows(q, k, v, self.num_heads, grid, self.window_size, dropout, self.rel_pos_bias)
-        elif self.rel_pos_bias is not None:
-            assert grid is not None and query is None
-            out = attend(q, k, v, self.num_heads, dropout, self.rel_pos_bias(grid))
         else:
-            out = attend(q, k, v, self.num_heads, dropout)
+            out = attend(q, k, v, self.num_heads, dropout, self.rel_pos_bias and self.rel_pos_bias(grid))
         return self.out_drop(self.gamma1(self.proj_drop(self.proj(out))))
-
-
-def pad_heads(x: Tensor, dim: int, head_width: int, padded: int) -> Tensor:
-    """Widen every head of a weight or bias from ``head_width`` to ``padded`` with zeros, along ``dim``."""
-    after = 2 * (x.dim() - 1 - dim)  # F.pad counts from the last dimension
-    return F.pad(x.unflatten(dim, (-1, head_width)), [0] * after + [0, padded - head_width]).flatten(dim, dim + 1)
-
-
-def project(tokens: Tensor | SharedTokens, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer: (B, N, D) -> (B, N, weight's rows)."""
-    if isinstance(tokens, SharedTokens):
-        return tokens.map(lambda part: F.linear(part, weight, bias)).joined()
-    return F.linear(tokens, weight, bias)
 
 
 class DecoderAttention(nn.Module):
     """Attention of the decoders: queries from one sequence, keys and values from the same or another.
 
-    The inner width is ``num_heads * (query_dims // num_heads)``: with 512 and 12 heads 504, as in the authors' weights.
-    Fused kernels want heads of a multiple of 8, so that 42 are computed as 48: the weights get rows of zeros, which
-    change no logit and no output.
+    The inner width is ``num_heads * (query_dims // num_heads)``: 504 for 512 and 12 heads, as in the authors' weights.
 
     Args:
-        query_dims: Width of the asking tokens and of the output.
+        query_dims: Width of the query tokens and of the output.
         context_dims: Width of the tokens that give keys and values.
         num_heads: Number of heads.
     """
 
     def __init__(self, query_dims: int, context_dims: int, num_heads: int) -> None:
         super().__init__()
-        if not 0 < num_heads <= query_dims:
-            raise ValueError(f'num_heads must be in 1..{query_dims} (the width of the decoder), but is {num_heads}')
+        fits = num_heads <= query_dims
+        require(fits, f'num_heads must be at most the width of the decoder {query_dims}, but is {num_heads}')
         self.num_heads = num_heads
         self.inner_dims = num_heads * (query_dims // num_heads)
         self.q = nn.Linear(query_dims, self.inner_dims)
         self.kv = nn.Linear(context_dims, 2 * self.inner_dims)
         self.proj = nn.Linear(self.inner_dims, query_dims)
 
-    def forward(self, query: Tensor | SharedTokens, context: Tensor | SharedTokens) -> Tensor:
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """(B, Q, query_dims), (B, N, context_dims) -> (B, Q, query_dims)."""
-        query_weight, query_bias = self.q.weight, self.q.bias
-        weight, bias = self.kv.weight, without_key_bias(self.kv.bias, 0, self.inner_dims)
-        out_weight = self.proj.weight
-        head_width = self.inner_dims // self.num_heads
-        padded = head_width + -head_width % 8
-        if padded != head_width:
-            query_weight, query_bias, weight, bias = (
-                pad_heads(x, 0, head_width, padded) for x in (query_weight, query_bias, weight, bias)
-            )
-            out_weight = pad_heads(out_weight, 1, head_width, padded)
-        q = project(query, query_weight, query_bias)
-        k, v = project(context, weight, bias).chunk(2, dim=2)
-        out = attend(q, k, v, self.num_heads, scale=head_width**-0.5)
-        return F.linear(out, out_weight, self.proj.bias)
+        q = self.q(query)  # (B, Q, inner)
+        bias = without_key_bias(self.kv.bias, 0, self.inner_dims)
+        k, v = F.linear(context, self.kv.weight, bias).chunk(2, dim=2)  # (B, N, inner) each
+        return self.proj(attend(q, k, v, self.num_heads))  # (B, Q, query_dims)

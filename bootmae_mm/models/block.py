@@ -1,4 +1,4 @@
-"""One block of the encoder, and how blocks are run."""
+"""One block of the encoder, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -13,43 +13,51 @@ from .attention import SelfAttention
 from .relative_position import RelativePositionBias
 
 
-def _as(kind: type, module: nn.Module) -> nn.Module:
-    """The same module, parameters and all, as one of another class."""
-    new: Any = object.__new__(kind)
-    new.__dict__.update(module.__dict__)
-    return new
-
-
 def run_block(block: nn.Module, *args: Any, with_cp: bool, **kwargs: Any) -> Tensor:
-    """The block's output; ``with_cp`` does not keep its activations, but computes them again in the backward pass."""
+    """Run a block; ``with_cp`` recomputes its activations in the backward pass instead of keeping them."""
     if with_cp and block.training and torch.is_grad_enabled():
+        # Reentrant checkpointing would not support keyword arguments.
         return checkpoint(block, *args, use_reentrant=False, **kwargs)
     return block(*args, **kwargs)
 
 
 class EncoderBlock(TransformerEncoderLayer):
-    """mmpretrain's pre-norm block around :class:`SelfAttention`: weights, options and names are the same.
+    """mmpretrain's pre-norm block with :class:`SelfAttention`; weights, options and names are the same.
 
-    mmpretrain's ``VisionTransformer`` names the class of its blocks in its constructor, so they are made there and
-    turned into these by :meth:`of`.
+    Args:
+        embed_dims: Width of a token.
+        num_heads: Number of heads.
+        feedforward_channels: Width of the MLP.
+        window_size: Side of an attention window in patches; 0 for none.
+        rel_pos_bias: Relative-position bias of the logits.
+        **kwargs: Arguments of ``TransformerEncoderLayer``.
     """
 
-    @classmethod
-    def of(
-        cls, layer: TransformerEncoderLayer, window_size: int = 0, rel_pos_bias: RelativePositionBias | None = None
-    ) -> EncoderBlock:
-        """Take over a block of mmpretrain, with what downstream tasks add to its attention."""
-        block = _as(cls, layer)
-        block.attn = _as(SelfAttention, layer.attn)
-        block.attn.window_size = window_size
-        block.attn.rel_pos_bias = rel_pos_bias
-        for path in (block.attn.out_drop, block.ffn.dropout_layer):
-            if hasattr(path, 'drop_prob'):  # mmpretrain's is a number of numpy: torch.compile would cut the block there
-                path.drop_prob = float(path.drop_prob)
-        return block
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        window_size: int = 0,
+        rel_pos_bias: RelativePositionBias | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(embed_dims, num_heads, feedforward_channels, **kwargs)
+        # Replaces the base class's attention in place, so that the order of parameters stays the same.
+        self.attn = SelfAttention(
+            embed_dims,
+            num_heads,
+            attn_drop=kwargs.get('attn_drop_rate', 0.0),
+            proj_drop=kwargs.get('drop_rate', 0.0),
+            dropout_layer=dict(type='DropPath', drop_prob=kwargs.get('drop_path_rate', 0.0)),
+            qkv_bias=kwargs.get('qkv_bias', True),
+            layer_scale_init_value=kwargs.get('layer_scale_init_value', 0.0),
+            window_size=window_size,
+            rel_pos_bias=rel_pos_bias,
+        )
 
     def forward(self, x: Tensor, query: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """The block's output for all tokens, or for chosen ones only.
+        """Compute the output for all tokens, or for chosen ones only.
 
         Args:
             x: Tokens, (B, N, D).
@@ -60,7 +68,7 @@ class EncoderBlock(TransformerEncoderLayer):
             Tensor (B, N, D), or (B, Q, D) with ``query``.
         """
         if query is None:
-            x = x + self.attn(self.ln1(x), grid=grid)
+            x = x + self.attn(self.ln1(x), grid=grid)  # (B, N, D)
         else:
-            x = query + self.attn(self.ln1(x), self.ln1(query), grid=grid)
+            x = query + self.attn(self.ln1(x), self.ln1(query), grid=grid)  # (B, Q, D)
         return self.ffn(self.ln2(x), identity=x)

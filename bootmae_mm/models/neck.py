@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule, ModuleDict
+from pydantic import Field
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
-from bootmae_mm.values import MAX_SIDE, integer, number
+from bootmae_mm.validation import MAX_SIDE, Few, Options, Positive, Side, Size, require, validated
 
 from .attention import DecoderAttention
 from .block import run_block
-from .tokens import SharedTokens, sincos_pos_embed
+from .tokens import sincos_pos_embed, take_tokens
+
+
+class DecoderOptions(Options):
+    """Options of a decoder; None for the value of the encoder, or (``context_block``) for no feature injection."""
+
+    width: Annotated[Side, Field(multiple_of=4)] | None = None  # the sine-cosine position embedding needs the 4
+    depth: Few = 2
+    context_block: int | None = -1
+    num_heads: Side | None = None
+    mlp_ratio: Annotated[float, Field(gt=0, le=MAX_SIDE)] = 4.0
+    eps: Positive = 1e-6
+
+
+class PixelOptions(DecoderOptions):
+    """Options of the pixel regressor."""
+
+    width: Annotated[Side, Field(multiple_of=4)] | None = 512
+    context_block: int | None = 0
 
 
 class DecoderBlock(nn.Module):
@@ -23,7 +44,7 @@ class DecoderBlock(nn.Module):
         context_dims: Width of the injected features, or None for no injection.
         num_heads: Number of heads of both attentions.
         mlp_ratio: Width of the MLP over ``dims``.
-        eps: Of the norms.
+        eps: Epsilon of the norms.
     """
 
     def __init__(self, dims: int, context_dims: int | None, num_heads: int, mlp_ratio: float, eps: float) -> None:
@@ -38,44 +59,39 @@ class DecoderBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(dims, eps=eps)
         self.mlp = FFN(dims, int(dims * mlp_ratio), act_cfg=dict(type='GELU'))
 
-    def forward(self, x: Tensor | SharedTokens, context: Tensor | None, num_queries: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, num_queries: int | None = None) -> Tensor:
         """Decode.
 
         Args:
-            x: (B, N, dims). :class:`SharedTokens` with all queries only.
+            x: Tokens, (B, N, dims).
             context: Injected features, (B, 1 + V, context_dims); None without injection.
-            num_queries: Compute only the last so many tokens; keys and values of the self-attention are still those
-                of all. Exact where the others are not needed.
+            num_queries: Compute only the last ``num_queries`` tokens; keys and values of the self-attention are still
+                those of all tokens. Exact where the other tokens are not needed.
 
         Returns:
             Tensor (B, N or num_queries, dims).
         """
-        if isinstance(x, SharedTokens):
-            assert num_queries is None
-            shared, x = x.map(self.self_norm), x.joined()
-            x = x + self.self_attn(shared, shared)
-        else:
-            normed = self.self_norm(x)
-            queries = slice(None) if num_queries is None else slice(-num_queries, None)
-            x = x[:, queries] + self.self_attn(normed[:, queries], normed)
+        normed = self.self_norm(x)  # (B, N, dims)
+        queries = slice(None) if num_queries is None else slice(-num_queries, None)
+        x = x[:, queries] + self.self_attn(normed[:, queries], normed)  # (B, Q, dims)
         if self.injects:
             x = x + self.cross_attn(self.query_norm(x), self.context_norm(context))
         return self.mlp(self.mlp_norm(x), identity=x)
 
 
 class TargetAwareDecoder(BaseModule):
-    """Decodes masked patches, helped by features of one block of the encoder (paper, section 3.3).
+    """Decodes masked patches, with features of one block of the encoder injected (paper, section 3.3).
 
     Args:
         embed_dims: Width of the encoder.
-        width: Width of the decoder, divisible by 4.
+        width: Width of the decoder.
         depth: Number of blocks.
         num_heads: Number of heads.
         grid_size: Rows and columns of patches.
-        context_block: Block of the encoder that is injected, or None for no injection.
+        context_block: Block of the encoder that is injected, counted from 0; None for no injection.
         mlp_ratio: Width of the MLPs over ``width``.
-        eps: Of the norms.
-        with_cp: Save memory by computing activations again in the backward pass.
+        eps: Epsilon of the norms.
+        with_cp: Use activation checkpointing.
     """
 
     def __init__(
@@ -96,44 +112,44 @@ class TargetAwareDecoder(BaseModule):
         self.context_block = context_block
         self.embed = nn.Linear(embed_dims, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        # A buffer, so that checkpoints carry the authors' values; the class token's row is never used.
+        # A buffer, so that checkpoints carry the authors' values; the row of the class token is never used.
         self.register_buffer('pos_embed', sincos_pos_embed(grid_size, width))
         context_dims = None if context_block is None else embed_dims
         self.blocks = nn.ModuleList(DecoderBlock(width, context_dims, num_heads, mlp_ratio, eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=eps)
 
+    @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialise as the authors do: Xavier-uniform (k and v of self-attention each on their own), zero biases."""
+        """Initialize as the authors do: Xavier-uniform (k and v of self-attention each on their own), zero biases."""
         super().init_weights()
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        with torch.no_grad():
-            for name, module in self.named_modules():
-                if isinstance(module, nn.Linear):
-                    for part in module.weight.chunk(2) if name.endswith('self_attn.kv') else [module.weight]:
-                        nn.init.xavier_uniform_(part)
-                    nn.init.zeros_(module.bias)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                for part in module.weight.chunk(2) if name.endswith('self_attn.kv') else [module.weight]:
+                    nn.init.xavier_uniform_(part)
+                nn.init.zeros_(module.bias)
 
     def forward(
         self, latent: Tensor, context: Tensor | None, ids_mask: Tensor, ids_keep: Tensor | None = None
     ) -> Tensor:
-        """Predict tokens of the masked patches.
+        """Decode the masked patches.
 
         Args:
-            latent: The encoder's output for the class token and kept patches, (B, 1 + V, embed_dims).
+            latent: The encoder's output for the class token and the kept patches, (B, 1 + V, embed_dims).
             context: Outputs of ``context_block``, (B, 1 + V, embed_dims), or None without injection.
             ids_mask: Indices of the masked patches, (B, M).
-            ids_keep: Indices of the kept patches, (B, V), to return their tokens too, for pictures; no loss sees them.
+            ids_keep: Indices of the kept patches, (B, V), to return their tokens too, for pictures.
 
         Returns:
             Tensor (B, M, width), in the order of ``ids_mask``; with ``ids_keep`` (B, V + M, width), kept ones first.
         """
-        # Under autocast the mask tokens are float32 and so is, then, the residual stream, as in the authors' program.
-        tokens = SharedTokens(self.embed(latent), (self.mask_token + self.pos_embed[:, 1:])[0], ids_mask)
-        # The table has a row for every patch of an image: a batch with fewer masked patches is faster without.
-        shares = len(self.blocks) > 1 and ids_mask.numel() > len(tokens.table)
-        x = tokens if shares else tokens.joined()
+        x = self.embed(latent)  # (B, 1 + V, width)
+        # Under autocast the mask tokens are float32, and so is the residual stream, as in the authors' program.
+        mask_tokens = self.mask_token + take_tokens(self.pos_embed[:, 1:], ids_mask)  # (B, M, width)
+        x = torch.cat([x, mask_tokens], dim=1)  # (B, 1 + V + M, width)
         for block in self.blocks[:-1]:
             x = run_block(block, x, context, with_cp=self.with_cp)
+        # The loss sees masked patches only, so the last block computes no others.
         queries = ids_mask.shape[1] + (0 if ids_keep is None else ids_keep.shape[1])
         return self.norm(run_block(self.blocks[-1], x, context, num_queries=queries, with_cp=self.with_cp))
 
@@ -143,84 +159,49 @@ class BootMAENeck(BaseModule):
     """The pixel regressor and the feature predictor, two target-aware decoders.
 
     Args:
-        pixel: Options of the pixel regressor, or None to leave it out: ``width`` (512), ``depth`` (2),
-            ``context_block`` (0, the shallow one), ``num_heads`` (the encoder's), ``mlp_ratio`` (4), ``eps`` of the
-            norms (1e-6).
-        feature: Options of the feature predictor, or None to leave it out: ``width`` (the encoder's), ``depth`` (2),
-            ``context_block`` (-1, the last block), ``num_heads``, ``mlp_ratio``, ``eps``.
-            ``context_block=None`` switches the injection of a decoder off.
-        with_cp: Save memory by computing activations again in the backward pass (activation checkpointing), as that of
-            the backbone does for the student.
         embed_dims: Width of the encoder; :class:`BootMAE` fills in this and the next three.
         num_layers: Depth of the encoder.
-        num_heads: Heads of the encoder.
+        num_heads: Number of heads of the encoder.
         grid_size: Rows and columns of patches.
+        pixel: Options of the pixel regressor (:class:`PixelOptions`), or None to leave it out.
+        feature: Options of the feature predictor (:class:`DecoderOptions`), or None to leave it out.
+        with_cp: Use activation checkpointing in the decoders.
 
     Raises:
-        ValueError: If both decoders are left out, or an option is unknown or out of range.
+        ConfigError: If both decoders are left out, a context block does not exist, or an MLP would have no units.
     """
 
-    DEFAULTS = dict(
-        pixel=dict(width=512, depth=2, context_block=0, num_heads=None, mlp_ratio=4.0, eps=1e-6),
-        feature=dict(width=None, depth=2, context_block=-1, num_heads=None, mlp_ratio=4.0, eps=1e-6),
-    )
-
+    @validated
     def __init__(
         self,
-        embed_dims: int,
-        num_layers: int,
-        num_heads: int,
-        grid_size: tuple[int, int],
-        pixel: dict | None = DEFAULTS['pixel'],
-        feature: dict | None = DEFAULTS['feature'],
+        embed_dims: Side,
+        num_layers: Side,
+        num_heads: Side,
+        grid_size: Size,
+        pixel: PixelOptions | None = PixelOptions(),  # noqa: B008  not changed
+        feature: DecoderOptions | None = DecoderOptions(),  # noqa: B008  not changed
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if pixel is None and feature is None:
-            raise ValueError('the neck needs a pixel or a feature decoder; both are None')
+        require(pixel or feature, 'the neck needs a pixel or a feature decoder, but both are None')
         self.decoders = ModuleDict()  # mmengine's, which passes init_weights on; torch's does not
-        for name, options in (('pixel', pixel), ('feature', feature)):
-            if options is None:
+        for name, given in (('pixel', pixel), ('feature', feature)):
+            if given is None:
                 continue
-            if not isinstance(options, dict):
-                raise ValueError(f'neck.{name} must be a dict of options or None, but is {options!r}')
-            unknown = set(options) - set(self.DEFAULTS[name])
-            if unknown:
-                raise ValueError(
-                    f'unknown option {sorted(unknown)} of the {name} decoder; '
-                    f'there are {", ".join(self.DEFAULTS[name])}'
-                )
-            options = {**self.DEFAULTS[name], **options}
-            options['context_block'] = self._block(options['context_block'], num_layers, name)
-            options['width'] = embed_dims if options['width'] is None else options['width']
-            options['num_heads'] = num_heads if options['num_heads'] is None else options['num_heads']
-            self._check(options, f'neck.{name}')
+            options = given.model_dump()
+            options['width'] = options['width'] or embed_dims
+            options['num_heads'] = options['num_heads'] or num_heads
+            block, units = options['context_block'], int(options['mlp_ratio'] * options['width'])
+            exists = block is None or -num_layers <= block < num_layers
+            require(exists, f'neck.{name}.context_block must be in {-num_layers}..{num_layers - 1}, but is {block}')
+            require(units, f'neck.{name}.mlp_ratio {options["mlp_ratio"]} makes the MLP hidden size zero')
+            options['context_block'] = None if block is None else block % num_layers
             self.decoders[name] = TargetAwareDecoder(embed_dims, grid_size=grid_size, with_cp=with_cp, **options)
-
-    @staticmethod
-    def _block(index: int | None, num_layers: int, name: str) -> int | None:
-        """The index from the front, checked."""
-        if index is None:
-            return None
-        return integer(index, f'neck.{name}.context_block', -num_layers, num_layers - 1) % num_layers
-
-    @staticmethod
-    def _check(options: dict, name: str) -> None:
-        width = integer(options['width'], f'{name}.width', 4, MAX_SIDE)
-        if width % 4:
-            raise ValueError(f'{name}.width {width} is not divisible by 4, as the sine-cosine position embedding needs')
-        integer(options['depth'], f'{name}.depth', 1, 1000)
-        integer(options['num_heads'], f'{name}.num_heads', 1, width)
-        number(options['eps'], f'{name}.eps', above=0)
-        if number(options['mlp_ratio'], f'{name}.mlp_ratio', above=0, most=MAX_SIDE) * width < 1:
-            raise ValueError(
-                f'{name}.mlp_ratio {options["mlp_ratio"]} leaves the MLP of a width of {width} without units'
-            )
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of each decoder that is there, by name."""
+        """Width of each decoder, by name."""
         return {name: decoder.width for name, decoder in self.decoders.items()}
 
     @property
@@ -237,7 +218,7 @@ class BootMAENeck(BaseModule):
             ids_mask: (B, M).
 
         Returns:
-            ``pixel`` and ``feature`` (those that are there) -> (B, M, width of that decoder).
+            By name of the decoder (``pixel``, ``feature``): tokens (B, M, width).
         """
         return {
             name: decoder(latent, context.get(decoder.context_block), ids_mask)

@@ -1,66 +1,62 @@
-"""Images to the device, then flipped and normalised there."""
+"""Images to the device, then flipped and normalized there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor
 
 from bootmae_mm.registry import MODELS
-from bootmae_mm.values import number
+from bootmae_mm.validation import Positive, require, validated
 
 
 @MODELS.register_module()
 class BootMAEDataPreprocessor(BaseDataPreprocessor):
-    """Copies a collated batch to the device as it is (images as uint8), then flips and normalises the images.
+    """Copies a collated batch to the device (images as uint8), then flips and normalizes the images.
 
     Args:
-        mean: Of each channel, on the scale 0..255; 127.5 in the paper.
-        std: Likewise.
-        non_blocking: Copy without waiting; needs ``pin_memory`` in the loader to have an effect.
+        mean: Mean of each channel, on the scale 0..255; 127.5 in the paper.
+        std: Standard deviation of each channel, on the same scale.
+        non_blocking: Copy asynchronously; needs ``pin_memory`` in the loader to have an effect.
     """
 
+    @validated
     def __init__(
         self,
         mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[Positive] = (127.5, 127.5, 127.5),
         non_blocking: bool = True,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
-        good = not isinstance(mean, str) and not isinstance(std, str) and len(mean) == len(std)
-        if not good or any(number(value, 'std') <= 0 for value in std):
-            raise ValueError(f'mean and std need one number a channel and std > 0, but are {mean} and {std}')
-        for value in mean:
-            number(value, 'mean')
-        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        same = len(mean) == len(std)
+        require(same, f'mean and std must have one number per channel, but have {len(mean)} and {len(std)}')
+        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)  # (C, 1, 1)
+        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Mirror those of ``data['inputs']``, (B, C, H, W) in RGB, that ``data['flip']`` (B,) says, and normalise all.
+        """Flip the images of ``data['inputs']``, (B, C, H, W), that ``data['flip']`` (B,) selects; normalize all.
 
-        Other keys go through untouched.
+        Other keys pass through unchanged.
 
         Raises:
-            ValueError: If there is no batch of images, or its number of channels differs from that of ``mean``.
+            ConfigError: If ``inputs`` is not a batch of images with as many channels as ``mean``.
         """
         data = self.cast_data(data)
-        images = data.get('inputs')
-        if isinstance(images, torch.Tensor) and images.dim() == 4 and images.shape[1] != len(self.mean):
-            raise ValueError(
-                f'the images have {images.shape[1]} channels, but mean and std of the data_preprocessor are for '
-                f'{len(self.mean)}; channels of LoadRGB, in_channels of the backbone, mean and std must agree'
-            )
-        if not isinstance(images, torch.Tensor) or images.dim() != 4:
-            found = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-            raise ValueError(
-                f'inputs must be a batch of images (B, {len(self.mean)}, H, W), but are {found}; '
-                "is collate_fn=dict(type='bootmae_mm.collate') set in the loader?"
-            )
-        if images.dtype != torch.uint8:  # torch can flip no uint16
+        images: Any = data.get('inputs')
+        channels = len(self.mean)
+        found = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        require(
+            len(found) == 4 and found[1] == channels,
+            f'inputs must be images of shape (B, {channels}, H, W), as mean and std of the data_preprocessor have '
+            f'{channels} channels, but are {found}; the channels of LoadRGB, in_channels of the backbone, mean and std '
+            "must agree, and the loader needs collate_fn=dict(type='bootmae_mm.collate')",
+        )
+        if images.dtype != torch.uint8:  # torch cannot flip uint16
             images = images.float()
         flip = data.pop('flip', None)
         if flip is not None:
-            images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+            images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)  # (B, C, H, W), still uint8
         data['inputs'] = (images.float() - self.mean) / self.std
         return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -10,13 +11,14 @@ from mmpretrain.models.utils.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import Count, Side, require, validated
 
-EPS = 1e-6  # of the norms, as in ViTDet's program; torch's default is 1e-5
+EPS = 1e-6  # of the norms, as in ViTDet's code; torch's default is 1e-5
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """ViTDet's simple feature pyramid: every level is made from the last feature map alone.
+    """ViTDet's simple feature pyramid: all levels come from the last feature map.
 
     Levels of 4, 2, 1 and 1/2 times its resolution (strides 4, 8, 16, 32 for patches of 16) by transposed convolutions
     or pooling, each followed by a 1x1 and a 3x3 convolution with LayerNorm. Source: arXiv 2203.16527, section 3.
@@ -24,26 +26,26 @@ class SimpleFeaturePyramid(BaseModule):
     Args:
         in_channels: Width of the backbone.
         out_channels: Channels of every level.
-        scales: Resolution of the levels relative to the input, of 4, 2, 1, 0.5.
-        num_outs: Number of levels returned; those after ``scales`` are the last one at every second place (the pooled
-            level that RPN wants).
-        init_cfg: As for mmengine's ``BaseModule``; Kaiming-uniform convolutions by default.
+        scales: Resolutions of the levels relative to the input: 4, 2, 1 or 0.5.
+        num_outs: Number of levels to return; those after ``scales`` subsample the last one (for the RPN).
+        init_cfg: Initialization as in mmengine's ``BaseModule``; Kaiming-uniform convolutions by default.
 
     Raises:
-        ValueError: On another scale, or a number of levels below that of the scales.
+        ConfigError: If there are no scales, or fewer levels than scales.
     """
 
+    @validated
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int = 256,
+        in_channels: Side,
+        out_channels: Side = 256,
         scales: Sequence[float] = (4, 2, 1, 0.5),
-        num_outs: int = 5,
-        init_cfg: dict | None = None,
+        num_outs: Count = 5,
+        init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg)
-        if num_outs < len(scales) or not scales:
-            raise ValueError(f'num_outs must be at least the number of scales {len(scales)} > 0, but is {num_outs}')
+        fits = 0 < len(scales) <= num_outs and set(scales) <= {4, 2, 1, 0.5}
+        require(fits, f'scales must be 4, 2, 1 or 0.5, at most num_outs {num_outs} of them, but are {scales}')
         self.num_outs = num_outs
         self.levels = nn.ModuleList()
         for scale in scales:
@@ -71,22 +73,20 @@ class SimpleFeaturePyramid(BaseModule):
             return [nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2)], channels // 2
         if scale == 1:
             return [], channels
-        if scale == 0.5:
-            # A map of one row or column is kept instead of vanishing.
-            return [nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)], channels
-        raise ValueError(f'scales must be of 4, 2, 1 and 0.5, but one is {scale!r}')
+        # ceil_mode: a map of one row or column is kept instead of vanishing.
+        return [nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)], channels
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Make the levels.
+        """Compute the levels.
 
         Args:
-            inputs: A feature map (B, C, H, W), or several, of which the last is used.
+            inputs: Feature map (B, C, H, W), or several, of which the last is used.
 
         Returns:
             ``num_outs`` maps (B, out_channels, ., .), finest first.
         """
         features = inputs if isinstance(inputs, Tensor) else inputs[-1]
-        outs = [level(features) for level in self.levels]
+        outs = [level(features) for level in self.levels]  # (B, out_channels, ., .) each
         while len(outs) < self.num_outs:
-            outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
+            outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))  # every second row and column
         return tuple(outs)

@@ -1,4 +1,4 @@
-"""Relative-position bias of attention logits, as in BEiT: one learnt number for every offset and head."""
+"""Relative-position bias of attention logits, as in BEiT: one learned number per offset and head."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def relative_position_index(grid: tuple[int, int], table_grid: tuple[int, int], 
 
     Args:
         grid: Rows and columns of patches, at most those of ``table_grid``.
-        table_grid: Rows and columns the table is for.
+        table_grid: Rows and columns of patches that the table covers.
         class_token: Whether a class token comes before the patches.
 
     Returns:
-        Tensor (N, N), int64; the first index is the query's.
+        Tensor (N, N), int64, query first.
     """
     height, width = 2 * table_grid[0] - 1, 2 * table_grid[1] - 1
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing='ij')
     row, column = row.flatten(), column.flatten()
-    row = row[:, None] - row[None] + table_grid[0] - 1
+    row = row[:, None] - row[None] + table_grid[0] - 1  # (L, L), offsets from 0 on
     column = column[:, None] - column[None] + table_grid[1] - 1
     index = row * width + column
     if class_token:
-        index = F.pad(index, (1, 0, 1, 0))
+        index = F.pad(index, (1, 0, 1, 0))  # (1 + L, 1 + L)
         index[0] = height * width
         index[:, 0] = height * width + 1
         index[0, 0] = height * width + 2
@@ -39,18 +39,18 @@ def relative_position_index(grid: tuple[int, int], table_grid: tuple[int, int], 
 
 @functools.lru_cache(maxsize=16)
 def _index_on(grid: tuple[int, int], table_grid: tuple[int, int], class_token: bool, device: torch.device) -> Tensor:
-    """The index on a device, kept for all blocks and steps: making it takes longer than using it."""
-    # One made in inference mode could not be used in training later.
+    """The index on a device, cached for all blocks and steps."""
+    # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False):
         return relative_position_index(grid, table_grid, class_token).to(device)
 
 
 def resize_bias_table(table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Resize a table from one grid of patches to another, bicubic; rows of a class token stay.
+    """Resize a table from one grid of patches to another, bicubic; the rows of a class token stay as they are.
 
     Args:
         table: ((2 * rows - 1) * (2 * columns - 1) + 0 or 3, heads).
-        source: Rows and columns the table is for.
+        source: Rows and columns of patches that the table covers.
         target: Rows and columns wanted.
 
     Returns:
@@ -58,9 +58,9 @@ def resize_bias_table(table: Tensor, source: tuple[int, int], target: tuple[int,
     """
     if source == target:
         return table
-    old, new = (tuple(2 * edge - 1 for edge in grid) for grid in (source, target))
-    offsets, extra = table[: old[0] * old[1]], table[old[0] * old[1] :]
-    image = offsets.T.reshape(1, -1, *old).float()
+    old, new = (tuple(2 * side - 1 for side in grid) for grid in (source, target))
+    offsets, extra = table[: old[0] * old[1]], table[old[0] * old[1] :]  # (rows * columns, heads), (0 or 3, heads)
+    image = offsets.T.reshape(1, -1, *old).float()  # (1, heads, rows, columns) of offsets
     image = F.interpolate(image, size=new, mode='bicubic', align_corners=False)
     return torch.cat([image.flatten(2)[0].T.to(table.dtype), extra])
 
@@ -86,7 +86,7 @@ class RelativePositionBias(nn.Module):
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """The bias for patches in ``grid``: (heads, N, N), N with the class token if there is one."""
         table_grid = (max(grid[0], self.grid[0]), max(grid[1], self.grid[1]))
-        table = resize_bias_table(self.relative_position_bias_table, self.grid, table_grid)
-        index = _index_on(tuple(grid), table_grid, self.class_token, table.device)
-        # On a GPU fused attention needs a mask whose last dimension is dense; torch silently does without fusion else.
+        table = resize_bias_table(self.relative_position_bias_table, self.grid, table_grid)  # (offsets, heads)
+        index = _index_on(tuple(grid), table_grid, self.class_token, table.device)  # (N, N)
+        # On a GPU, fused attention needs a mask with a dense last dimension; otherwise torch silently runs unfused.
         return table.T[:, index].contiguous()

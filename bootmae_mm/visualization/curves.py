@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-# Panels of the picture: title, the scalars in it, logarithmic or not.
+# Panels of the picture: title, scalars, whether the axis is logarithmic.
 GROUPS = (
     ('losses', ('loss', 'pixel_loss', 'feature_loss'), False),
     ('learning rate', ('lr',), False),
@@ -17,21 +17,21 @@ GROUPS = (
 
 
 def read_scalars(work_dir: str | Path, run: str = '*') -> list[dict]:
-    """Scalars that mmengine's local visualizer left below a work_dir, by iteration.
+    """Read the scalars that mmengine's local visualizer wrote below a work_dir.
 
     Args:
-        work_dir: Of one or several runs.
-        run: Time stamp of a run; all by default. Where they overlap (a resumed run), the later one counts.
+        work_dir: Work_dir of one or several runs.
+        run: Timestamp of a run; all by default. Where runs overlap (after a resume), the later one counts.
 
     Returns:
-        One dict an entry of the log, sorted by ``step``.
+        One dict per entry of the log, sorted by ``step``.
     """
     by_step: dict[int, dict] = {}
     for path in sorted(Path(work_dir).glob(f'{run}/vis_data/scalars.json')):
         for line in path.read_text(errors='replace').splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # half a line, of a run that was killed or found the disk full
+            except json.JSONDecodeError:  # half a line, of a killed run or a full disk
                 continue
             if 'loss' in entry and 'step' in entry:
                 by_step[entry['step']] = entry
@@ -42,8 +42,8 @@ def draw_curves(scalars: list[dict], path: str | Path) -> Path:
     """Draw losses, learning rate, decay, feature weight and norms over iterations into one PNG.
 
     Args:
-        scalars: Of :func:`read_scalars`.
-        path: Of the picture.
+        scalars: Scalars from :func:`read_scalars`.
+        path: Path of the picture.
 
     Returns:
         The path.

@@ -1,4 +1,4 @@
-"""Reconstructions as pictures: what the pixel regressor makes of the visible patches."""
+"""Pictures of reconstructions by the pixel regressor."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.tokens import place_patches, take_patches
+from bootmae_mm.models.tokens import place_patches, take_patches
+from bootmae_mm.validation import require
 
 PANELS = ('original', 'masked', 'reconstruction', 'prediction')
-GREY = 0.5
+GRAY = 0.5
 
 
 @torch.no_grad()
 def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> dict[str, Tensor]:
     """Reconstruct images from their kept patches.
 
-    Where the target is normalised, predictions are of normalised patches; mean and deviation of the true patch are put
-    back, as without them the picture looks wrong.
+    If the target is normalized, the mean and std of the true patch are applied to the prediction.
 
     Args:
         model: A :class:`BootMAE` with a pixel branch.
-        images: Normalised, (B, C, H, W).
-        ids_keep: (B, V).
-        ids_mask: (B, M).
+        images: Normalized images, (B, C, H, W).
+        ids_keep: Indices of the kept patches, (B, V).
+        ids_mask: Indices of the masked patches, (B, M).
 
     Returns:
-        ``original``; ``masked`` (grey where masked); ``reconstruction`` (predictions in the masked places, the visible
-        patches pasted over); ``prediction`` (the network's output everywhere; nothing trains it on visible patches).
+        ``original``; ``masked`` (gray where masked); ``reconstruction`` (visible patches, and predictions of the masked
+        ones); ``prediction`` (predictions everywhere; no loss trains them on visible patches).
         Each (B, C, H, W) in 0..1, float32, on the CPU.
 
     Raises:
-        ValueError: If the model has no pixel branch.
+        ConfigError: If the model has no pixel branch.
     """
-    if getattr(model, 'pixel_head', None) is None:
-        raise ValueError('the model has no pixel branch, so there is nothing to draw')
+    has_pixels = getattr(model, 'pixel_head', None) is not None
+    require(has_pixels, 'the model has no pixel branch, so there is nothing to draw')
     decoder, head = model.neck.decoders['pixel'], model.pixel_head
     latent, context = model.backbone.encode_visible(images, ids_keep, model.neck.context_blocks)
     tokens = decoder(latent, context.get(decoder.context_block), ids_mask, ids_keep=ids_keep)
     ids = torch.cat([ids_keep, ids_mask], dim=1)
-    mean, deviation = head.statistics(take_patches(images, ids, head.patch_size))
-    predicted = head(tokens).float() * deviation + mean
+    mean, std = head.statistics(take_patches(images, ids, head.patch_size))
+    predicted = head(tokens).float() * std + mean
 
     prediction = place_patches(images, predicted, ids)
     reconstruction = place_patches(images, predicted[:, ids_keep.shape[1] :], ids_mask)
     preprocessor = model.data_preprocessor
-    grey = (255 * GREY - preprocessor.mean) / preprocessor.std
-    empty = grey.expand_as(images).contiguous()
+    gray = (255 * GRAY - preprocessor.mean) / preprocessor.std
+    empty = gray.expand_as(images).contiguous()
     masked = place_patches(empty, take_patches(images, ids_keep, head.patch_size), ids_keep)
     panels = (images, masked, reconstruction, prediction)
     return {
@@ -58,17 +58,17 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
 
 
 def shown_channels(images: Tensor) -> Tensor:
-    """Three channels to show of any number: the first three, or the first one as gray. (B, C, H, W) -> (B, 3, H, W)."""
+    """The first three channels, or the first one as gray: (B, C, H, W) -> (B, 3, H, W)."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
-def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), least_edge: int = 112) -> np.ndarray:
-    """One labelled picture: a row for each image, a column for each panel.
+def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), min_height: int = 112) -> np.ndarray:
+    """Draw a labeled picture with one row per image and one column per panel.
 
     Args:
-        panels: Of :func:`reconstruct`.
-        names: Of the images, written at the left; none by default.
-        least_edge: Small images are enlarged (pixels stay sharp) until their height has so many pixels.
+        panels: Panels from :func:`reconstruct`.
+        names: Names of the images, written at the left; none by default.
+        min_height: Height in pixels to which small images are enlarged (nearest neighbor).
 
     Returns:
         uint8 array (height, width, 3), RGB.
@@ -76,7 +76,7 @@ def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), le
     from PIL import Image, ImageDraw, ImageFont
 
     count, _, height, width = next(iter(panels.values())).shape
-    factor = max(1, -(-least_edge // height))
+    factor = max(1, -(-min_height // height))
     height, width, gap, top = height * factor, width * factor, 6, 24
     font = ImageFont.load_default(14)
     left = int(max((font.getlength(name) for name in names), default=0)) + (gap if names else 0)

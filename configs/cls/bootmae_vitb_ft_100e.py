@@ -6,11 +6,13 @@ _base_ = [
     '../_base_/schedules/finetune_100e.py',
     '../_base_/runtime/cls.py',
 ]
+img_size = {{_base_.img_size}}
+model = dict(backbone=dict(img_size=img_size))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+    dict(type='RandomResizedCrop', scale=img_size, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
-    # rand-m9-mstd0.5-inc1 of timm, with its fill of round(127.5) = 128.
+    # timm's rand-m9-mstd0.5-inc1, which fills with round(127.5) = 128.
     dict(
         type='RandAugment',
         policies='timm_increasing',
@@ -20,7 +22,7 @@ train_pipeline = [
         magnitude_std=0.5,
         hparams=dict(pad_val=[128, 128, 128], interpolation='bicubic'),
     ),
-    # Filled with N(0, 1) of normalized images.
+    # Fills with N(0, 1), on the scale of normalized images.
     dict(type='bootmae_mm.RandomErasing', erase_prob=0.25, min_area_ratio=0.02, max_area_ratio=1 / 3),
     dict(type='PackInputs'),
 ]

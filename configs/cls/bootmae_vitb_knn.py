@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/runtime/cls.py',
 ]
 model = dict(
-    backbone=dict(out_type='featmap', drop_path_rate=0.0),
+    backbone=dict(img_size={{_base_.img_size}}, out_type='featmap', drop_path_rate=0.0),
     neck=dict(type='GlobalAveragePooling'),
     train_cfg=None,
 )

@@ -6,8 +6,9 @@ _base_ = [
     '../_base_/schedules/linear_90e.py',
     '../_base_/runtime/cls.py',
 ]
+img_size = {{_base_.img_size}}
 model = dict(
-    backbone=dict(out_indices=9, frozen_stages=12, drop_path_rate=0.0),
+    backbone=dict(img_size=img_size, out_indices=9, frozen_stages=12, drop_path_rate=0.0),
     neck=dict(type='ClsBatchNormNeck', input_features=768),
     head=dict(
         loss=dict(_delete_=True, type='CrossEntropyLoss'),
@@ -15,10 +16,10 @@ model = dict(
     ),
     train_cfg=None,
 )
-# The crop of MAE's linear probe, which draws once and cuts what does not fit.
+# The crop of MAE's linear probe: drawn once, and cut to the image where it does not fit.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='bootmae_mm.RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic', retry=False),
+    dict(type='bootmae_mm.RandomResizedCrop', scale=img_size, backend='pillow', interpolation='bicubic', retry=False),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs'),
 ]

@@ -1,4 +1,4 @@
-# The same with ViT-L/16 (ViTDet's layer decay and drop path for L).
+# Mask R-CNN with ViT-L/16 on COCO as in ViTDet, with its layer decay and drop path for ViT-L.
 _base_ = './bootmae_vitb_vitdet_100e_coco.py'
 model = dict(
     backbone=dict(

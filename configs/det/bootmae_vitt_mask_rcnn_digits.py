@@ -1,4 +1,4 @@
-# Toy heir for two CPU cores: scenes of digits (tools/make_digit_scenes.py), from the demo's checkpoint.
+# Toy config for two CPU cores: scenes of digits (tools/make_digit_scenes.py), from the demo's checkpoint.
 _base_ = './bootmae_vitb_mask_rcnn_1x_coco.py'
 data_root = 'work_dirs/demo-transfer/scenes'
 metainfo = dict(classes=tuple('0123456789'))
@@ -15,13 +15,13 @@ model = dict(
         dict(
             type='mmseg.Feature2Pyramid',
             embed_dim=64,
-            # Half the usual resolutions, for a quarter of the time.
+            # Half the usual resolutions, in a quarter of the time.
             rescales=[2, 1, 0.5, 0.25],
             norm_cfg=dict(type='SyncBN', requires_grad=True),
         ),
         dict(type='FPN', in_channels=[64] * 4, out_channels=32, num_outs=5),
     ],
-    # Patches of 4 instead of 16, at half the resolutions: all strides are half the usual ones, and anchors a quarter.
+    # Patches of 4 instead of 16 at half the resolutions: strides are half the usual ones, anchors a quarter.
     rpn_head=dict(in_channels=32, feat_channels=32, anchor_generator=dict(scales=[4], strides=[2, 4, 8, 16, 32])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=32, featmap_strides=[2, 4, 8, 16], finest_scale=14),

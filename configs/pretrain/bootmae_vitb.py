@@ -6,3 +6,5 @@ _base_ = [
     '../_base_/schedules/adamw_800e.py',
     '../_base_/runtime/pretrain.py',
 ]
+
+model = dict(backbone=dict(img_size={{_base_.img_size}}, patch_size={{_base_.patch_size}}))

@@ -1,4 +1,4 @@
-# 100 epochs. Warm-up of 20 epochs: our choice, the paper has 800 epochs only.
+# 100 epochs. The warm-up of 20 epochs is our choice: the paper reports 800 epochs only.
 _base_ = './bootmae_vitb.py'
 
 param_scheduler = [
@@ -13,5 +13,5 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(max_epochs=100)
-# The decay of the 800 epochs, as far as this run goes.
+# The decay schedule of 800 epochs, cut at the end of this run.
 default_hooks = dict(ema=dict(decay=[(0, 0.999), (100, 0.9999)]))

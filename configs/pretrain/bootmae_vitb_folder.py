@@ -1,4 +1,4 @@
-# Own images: any folder, no labels, no class folders.
+# Your own images: any folder, without labels or class folders.
 #   tools/dist_train.sh configs/pretrain/bootmae_vitb_folder.py 8 --cfg-options data_root=/your/images
 _base_ = './bootmae_vitb.py'
 

@@ -1,4 +1,4 @@
-# ViT-L/16: deeper and wider, a higher peak-to-end ratio of lr, and a decay that stays at 0.9999.
+# ViT-L/16. Differs from ViT-B: lr decays to 1e-5 instead of 1e-4, and the teacher's decay stays at 0.9999.
 _base_ = './bootmae_vitb.py'
 
 model = dict(backbone=dict(arch='l'))
@@ -19,5 +19,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-# Every 20 epochs: 20 x 1,251 iterations are a multiple of the 4 that are accumulated, so that resuming is exact.
+# Every 20 epochs: 20 x 1,251 iterations are a multiple of the 4 accumulated ones, so that resuming is exact.
 default_hooks = dict(ema=dict(decay=[(0, 0.999), (100, 0.9999)]), checkpoint=dict(interval=20))

@@ -1,23 +1,26 @@
-# The demo: a tiny BootMAE on scikit-learn's digits, for two CPU cores and three minutes (`make demo`).
-# 16x16 pixels in patches of 4: 16 tokens, 8 masked. Targets are not normalised: flat patches have no deviation.
+# The demo (`make demo`): a tiny BootMAE on scikit-learn's digits, three minutes on two CPU cores.
+# 16x16 pixels in patches of 4: 16 tokens, 8 masked. Targets are not normalized: flat patches have a std of zero.
 _base_ = ['../_base_/models/bootmae_vitb.py', '../_base_/runtime/pretrain.py']
+
+img_size = 16
+patch_size = 4
 
 model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
-        img_size=16,
-        patch_size=4,
+        img_size=img_size,
+        patch_size=patch_size,
     ),
     neck=dict(pixel=dict(width=48)),
     pixel_head=dict(normalize='none'),
 )
 
-# Shifts by one pixel; no flips: a mirrored digit is none.
+# Shifts by one pixel; no flips, as a mirrored digit is not a digit.
 train_pipeline = [
     dict(type='bootmae_mm.RandomShift', most=1),
     dict(type='bootmae_mm.PackImage'),
 ]
-masking = dict(grid_size=4, ratio=0.5, strategy='random')
+masking = dict(img_size=img_size, patch_size=patch_size, ratio=0.5, strategy='random')
 train_dataloader = dict(
     batch_size=64,
     num_workers=1,
@@ -25,14 +28,20 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type='bootmae_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='bootmae_mm.collate'),
-    dataset=dict(type='bootmae_mm.Digits', split='train', pipeline=train_pipeline, masking=masking),
+    dataset=dict(type='bootmae_mm.Digits', split='train', img_size=img_size, pipeline=train_pipeline, masking=masking),
 )
 test_dataloader = dict(
     batch_size=250,
     num_workers=1,
     sampler=dict(type='bootmae_mm.SeededSampler', shuffle=False),
     collate_fn=dict(type='bootmae_mm.collate'),
-    dataset=dict(type='bootmae_mm.Digits', split='test', pipeline=[dict(type='bootmae_mm.PackImage')], masking=masking),
+    dataset=dict(
+        type='bootmae_mm.Digits',
+        split='test',
+        img_size=img_size,
+        pipeline=[dict(type='bootmae_mm.PackImage')],
+        masking=masking,
+    ),
 )
 test_evaluator = dict(type='bootmae_mm.PretrainLoss')
 test_cfg = dict()

@@ -6,3 +6,8 @@ _base_ = [
     '../_base_/schedules/upernet_160k.py',
     '../_base_/runtime/seg.py',
 ]
+model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
+    backbone=dict(img_size={{_base_.crop_size}}),
+    test_cfg=dict(crop_size={{_base_.crop_size}}, stride={{_base_.stride}}),
+)

@@ -1,7 +1,7 @@
-# Own images with maps of class ids, of which 0 is a class too (background):
-#   images/training/a.jpg  annotations/training/a.png  and the same below validation/
+# Your own images, with maps of class ids in which 0 is a class (background):
+#   images/training/a.jpg, annotations/training/a.png, and the same below validation/
 #   tools/dist_train.sh configs/seg/bootmae_vitb_upernet_folder.py 8 --cfg-options data_root=/your/data
-# Classes: metainfo below, and num_classes. Another suffix: img_suffix, seg_map_suffix. Pixels of 255 are ignored.
+# Set the classes in metainfo and num_classes, other suffixes in img_suffix and seg_map_suffix. Ids of 255 are ignored.
 _base_ = './bootmae_vitb_upernet_ade20k.py'
 data_root = 'data/own'
 metainfo = dict(classes=('background', 'object'), palette=[[40, 40, 40], [230, 25, 75]])
@@ -11,7 +11,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=False),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.99),
+    dict(type='RandomCrop', crop_size={{_base_.crop_size}}, cat_max_ratio=0.99),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),

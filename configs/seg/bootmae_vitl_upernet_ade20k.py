@@ -1,5 +1,5 @@
-# UperNet with ViT-L/16 on ADE20K. No reported result is known here; B's recipe with the layer decay of L's
-# fine-tuning.
+# UperNet with ViT-L/16 on ADE20K. We know of no reported result. ViT-B's recipe, with the layer decay of fine-tuning
+# ViT-L.
 _base_ = './bootmae_vitb_upernet_ade20k.py'
 model = dict(
     backbone=dict(

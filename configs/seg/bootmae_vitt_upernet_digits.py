@@ -1,6 +1,7 @@
-# Toy heir for two CPU cores: scenes of digits (tools/make_digit_scenes.py), from the demo's checkpoint.
+# Toy config for two CPU cores: scenes of digits (tools/make_digit_scenes.py), from the demo's checkpoint.
 _base_ = './bootmae_vitb_upernet_ade20k.py'
 data_root = 'work_dirs/demo-transfer/scenes'
+crop_size = (64, 64)
 metainfo = dict(
     classes=('background', *'0123456789'),
     palette=[
@@ -18,18 +19,18 @@ metainfo = dict(
     ],
 )
 model = dict(
-    data_preprocessor=dict(size=(64, 64)),
+    data_preprocessor=dict(size=crop_size),
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
-        img_size=64,
+        img_size=crop_size,
         patch_size=4,
         drop_path_rate=0.0,
         out_indices=(0, 1, 2, 3),
         init_cfg=dict(checkpoint='work_dirs/demo/epoch_90.pth'),
     ),
-    # Half the usual resolutions, for a quarter of the time.
+    # Half the usual resolutions, in a quarter of the time.
     neck=dict(embed_dim=64, rescales=[2, 1, 0.5, 0.25]),
-    # mmseg starts the classifier with a deviation of 0.01, out of which a head as narrow as this does not find in time.
+    # mmseg initializes the classifier with std 0.01, from which a head this narrow does not learn in time.
     decode_head=dict(
         in_channels=[64] * 4,
         channels=48,

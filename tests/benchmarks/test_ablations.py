@@ -1,11 +1,10 @@
-"""Both forms of a ablation compute the same."""
+"""Ablations: both forms compute the same."""
 
 import pytest
 import torch
 
 from benchmarks.ablations import Ablations, measure_ablations
 from benchmarks.step import TrainingStep
-from bootmae_mm.data import MaskSampling
 from bootmae_mm.engine.launch import read_config
 from tests.conftest import run_config
 
@@ -17,32 +16,27 @@ def step(tmp_path, image_folder):
     )
 
 
-@pytest.fixture
-def masking():
-    return MaskSampling(grid_size=(4, 6), min_block=2, max_block=6)
-
-
-def test_both_forms_of_parts_of_the_model_agree(step, masking, monkeypatch):
-    """Outputs and gradients: what a form leaves behind is caught where it would be thrown away."""
+def test_both_forms_of_parts_of_the_model_agree(step, monkeypatch):
+    """Outputs and gradients, which are recorded here, as the benchmark discards them."""
     found = []
 
-    def caught(ablations, forward):
+    def recorded(ablations, forward):
         def run():
             out = forward()
             gradients = []
             if out.requires_grad:
                 wanted = [parameter for parameter in ablations.model.parameters() if parameter.requires_grad]
-                # Not of the squares' sum, which is the same after any norm.
+                # Not of the sum of squares, which is constant after a norm.
                 weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
                 gradients = torch.autograd.grad((weight * out).sum(), wanted, allow_unused=True)
             found.append([out, *(value for value in gradients if value is not None)])
 
         return run
 
-    monkeypatch.setattr(Ablations, '_trained', caught)
-    monkeypatch.setattr(Ablations, '_frozen', caught)
+    monkeypatch.setattr(Ablations, '_trained', recorded)
+    monkeypatch.setattr(Ablations, '_frozen', recorded)
     names = []
-    for name, plain, used in Ablations(step, masking):
+    for name, plain, used in Ablations(step):
         if name.startswith(('student', 'teacher', 'pixel', 'feature')):
             names.append(name)
             plain()
@@ -51,11 +45,11 @@ def test_both_forms_of_parts_of_the_model_agree(step, masking, monkeypatch):
             assert len(before) == len(after)
             for one, other in zip(before, after, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * one.abs().max().item())
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 5
 
 
-def test_both_forms_of_the_average_and_of_the_masks_agree(step, masking):
-    ablations = {name.split(':')[0]: forms for name, *forms in Ablations(step, masking)}
+def test_both_forms_of_the_average_agree(step):
+    ablations = {name.split(':')[0]: forms for name, *forms in Ablations(step)}
     start = [value.clone() for value in step.teacher]
     with torch.no_grad():
         for value in step.student:
@@ -68,13 +62,23 @@ def test_both_forms_of_the_average_and_of_the_masks_agree(step, masking):
     assert not torch.equal(ends[0][0], start[0])
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other)
-    single, together = (form() for form in ablations['masks'])
-    # The roll is drawn once a batch: beyond the first image the same patches in another order.
-    assert (single[0][0][0] == together[0][0]).all() and len(single) == len(together[0]) == 3
 
 
-def test_times_of_all_levers(step, masking):
-    results = measure_ablations(step, masking, warmup=0, repeats=1)
-    assert len(results) == 10
+def test_both_forms_of_the_optimizer_agree(step):
+    ablations = {name.split(':')[0]: forms for name, *forms in Ablations(step)}
+    ends = []
+    for form in ablations['AdamW']:
+        optimizer = form.__self__
+        ends.append(optimizer.param_groups[0]['params'])
+        start = [value.detach().clone() for value in ends[-1]]
+        form()
+        assert not any(torch.equal(old, new) for old, new in zip(start, ends[-1], strict=True))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_times_of_all_ablations(step):
+    results = measure_ablations(step, warmup=0, repeats=1)
+    assert len(results) == len({item['name'] for item in results}) == 7
     assert all(item['before_ms'] > 0 and item['after_ms'] > 0 for item in results)
     assert all(parameter.grad is None for parameter in step.model.parameters())

@@ -1,4 +1,4 @@
-"""The arithmetic of other programs' steps; their models are not part of this project."""
+"""Arithmetic of the baselines' steps; their models are not part of this project."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 from benchmarks.baselines import AuthorsStep, MAEStep
 from benchmarks.step import TrainingStep
 from bootmae_mm.engine.launch import read_config
-from bootmae_mm.models.tokens import loss_weights, place_patches
+from bootmae_mm.models.losses import loss_weights
+from bootmae_mm.models.tokens import place_patches
 from tests.conftest import random_batch, run_config
 
 
@@ -30,7 +31,7 @@ def test_targets_of_the_authors_are_those_of_this_project(step):
     torch.testing.assert_close(target * mask, found, rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_compared(step, tmp_path):
+def test_baselines_that_cannot_be_compared(step, tmp_path):
     with pytest.raises(FileNotFoundError, match='is a checkout of'):
         AuthorsStep(tmp_path, step)
     with pytest.raises(ValueError, match='ViT-B/16 at 224 px'):

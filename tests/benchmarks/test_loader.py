@@ -1,4 +1,4 @@
-"""Loaders that are measured are the real ones."""
+"""The measured loaders are those of training."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def test_photographs_are_like_those_of_imagenet(photographs):
+def test_photographs_have_the_size_of_imagenets(photographs):
     files = sorted(photographs.iterdir())
     assert len(files) == 8 and Image.open(files[0]).size == (500, 375)
     assert 30e3 < np.mean([file.stat().st_size for file in files]) < 80e3
@@ -49,7 +49,7 @@ def test_every_pipeline_gives_images(photographs):
     assert 0 < mask_share(cfg, 1000.0, repeats=2)['share'] < 1
 
 
-def test_the_bare_minimum_does_what_it_says(photographs, monkeypatch):
+def test_the_bare_minimum_decodes_crops_and_stacks(photographs, monkeypatch):
     cfg = read_config(str(ROOT / 'configs/pretrain/bootmae_vitb.py'), {})
     options = pipelines(cfg, str(photographs))['this config']
     decoded, stacked = [], []
@@ -62,7 +62,7 @@ def test_the_bare_minimum_does_what_it_says(photographs, monkeypatch):
     assert len(decoded) == 10 and [batch.shape for batch in stacked] == [(6, 224, 224, 3)]
 
 
-def test_a_pass_takes_whole_batches_of_a_part_of_a_large_folder(photographs, monkeypatch):
+def test_a_pass_takes_full_batches_from_a_part_of_a_large_folder(photographs, monkeypatch):
     cfg = read_config(str(ROOT / 'configs/pretrain/bootmae_vitb.py'), {})
     options = pipelines(cfg, str(photographs))['this config']
     seen = []
@@ -74,7 +74,7 @@ def test_a_pass_takes_whole_batches_of_a_part_of_a_large_folder(photographs, mon
     next(loader.one_core(options, 2))
     assert len(seen) == 4  # two batches of 2 of the first 5
     next(loader.one_core(options, 100))
-    assert len(seen) == 4 + 8  # one of all 8, for there are no more
+    assert len(seen) == 4 + 8  # one batch with all 8 images
 
 
 def test_packs_of_the_same_images(photographs, tmp_path):

@@ -1,4 +1,4 @@
-"""Equality with the authors' program, and proof that the comparison can fail."""
+"""Parity with the authors' program, and proof that the comparison can fail."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_a_perturbed_loss_is_found(key):
     assert failing(parity) == {key.replace('_without', ' without').replace('_weight_mask', ' weight mask')}
 
 
-def test_a_missing_and_a_needless_tensor_are_found():
+def test_a_missing_and_an_extra_tensor_are_found():
     parity = Parity.from_files(REFERENCE)
     parity.tensors['final_ema/new'] = torch.ones(1)
     del parity.tensors['grad/norm.bias']
@@ -110,7 +110,7 @@ def test_broken_code_is_found(monkeypatch, break_it):
 
 
 @pytest.mark.parametrize('option', ['mlp_ratio', 'eps'])
-def test_an_option_that_reaches_the_encoder_only_is_found(monkeypatch, option):
+def test_an_option_that_is_applied_to_the_encoder_only_is_found(monkeypatch, option):
     make = TargetAwareDecoder.__init__
     plain = dict(mlp_ratio=4.0, eps=1e-6)[option]
     monkeypatch.setattr(TargetAwareDecoder, '__init__', lambda self, *a, **k: make(self, *a, **{**k, option: plain}))

@@ -1,4 +1,4 @@
-"""Timed steps are real ones."""
+"""The measured steps are those of training."""
 
 import statistics
 import time
@@ -35,7 +35,7 @@ def test_a_step_has_all_parts(cfg):
     parts = step.parts(repeats=1)
     wanted = {'student', 'teacher', 'decoders and heads', 'backward', 'optimizer', 'EMA', 'rest'}
     assert parts.keys() == wanted and all(seconds > 0 for seconds in parts.values())
-    step()  # the methods are what they were
+    step()  # the methods are the original ones again
     assert 'encode_visible' not in vars(step.model.backbone)
     result = measure_step(step, 0, 1)
     assert result['images_per_second'] == pytest.approx(2e3 / result['step_ms'])
@@ -44,7 +44,7 @@ def test_a_step_has_all_parts(cfg):
     assert result['share_of_ceiling'] == pytest.approx(flops / result['ceiling_flops'])
 
 
-def test_the_precision_of_a_step_is_that_of_its_wrapper(cfg):
+def test_the_precision_of_a_step_is_that_of_the_optimizer_wrapper(cfg):
     cpu = torch.device('cpu')
     step = TrainingStep(cfg, 2, cpu, 'bfloat16')
     assert step.dtype == torch.bfloat16
@@ -57,8 +57,8 @@ def test_the_precision_of_a_step_is_that_of_its_wrapper(cfg):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: make test-gpu')
 @pytest.mark.parametrize('compiled', [False, True])
-def test_a_step_on_a_gpu_waits_for_nothing_and_agrees(compiled):
-    """ViT-B in bfloat16, with enough masked patches for shared mask tokens, against float32 on the CPU."""
+def test_a_step_on_a_gpu_does_not_synchronize_and_agrees_with_the_cpu(compiled):
+    """ViT-B in bfloat16 against float32 on the CPU."""
     cfg = read_config(str(ROOT / 'configs/pretrain/bootmae_vitb.py'), {})
     step = TrainingStep(cfg, 8, torch.device('cuda'), 'bfloat16')
     reference = TrainingStep(cfg, 8, torch.device('cpu'), 'float32')
@@ -81,7 +81,7 @@ def test_a_step_on_a_gpu_waits_for_nothing_and_agrees(compiled):
     assert parts['optimizer'] > 0 and parts['EMA'] > 0
 
 
-def test_batches_are_like_those_of_the_loader(cfg):
+def test_batches_have_the_form_of_those_of_the_loader(cfg):
     batch = random_batch(cfg, 4)
     assert batch['inputs'].shape == (4, 3, 32, 48) and batch['inputs'].dtype == torch.uint8
     ids = torch.cat([batch['ids_keep'], batch['ids_mask']], dim=1).sort(dim=1).values

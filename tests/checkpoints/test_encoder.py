@@ -1,3 +1,5 @@
+"""Loading an encoder from checkpoints of many origins, strictly."""
+
 import http.server
 import threading
 from functools import partial
@@ -14,6 +16,7 @@ from bootmae_mm.checkpoints.names import to_timm
 from bootmae_mm.checkpoints.official import state_to_project
 from bootmae_mm.models import BootMAEViT
 from bootmae_mm.models.relative_position import resize_bias_table
+from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.checkpoints.test_official import SIZES, official_checkpoint
 from tests.conftest import TINY_ARCH, build, tiny_config
 
@@ -21,7 +24,7 @@ SQUARE = dict(type='bootmae_mm.BootMAEViT', arch=dict(TINY_ARCH), img_size=32, p
 
 
 def vit(**changes):
-    """A backbone for 4 x 4 patches, initialised through the config as a Runner does it."""
+    """A backbone for 4 x 4 patches, initialized through the config as a Runner does it."""
     model = BootMAEViT(**{**{key: value for key, value in SQUARE.items() if key != 'type'}, **changes})
     model.init_weights()
     return model
@@ -50,22 +53,22 @@ def test_a_checkpoint_of_this_project(pretrained, prefix, part, caplog):
 
 
 @pytest.mark.parametrize('kind', ['mmengine.Pretrained', PretrainedInit])
-def test_every_name_of_pretrained_loads_for_certain(pretrained, tmp_path, kind):
+def test_every_name_of_pretrained_loads_strictly(pretrained, tmp_path, kind):
     path, model = pretrained
     loaded = vit(init_cfg=[dict(type=kind, checkpoint=str(path))])
     assert equal(loaded.state_dict(), model.backbone.state_dict())
     torch.save(dict(state_dict={'backbone.x': torch.zeros(1)}), tmp_path / 'empty.pth')
-    with pytest.raises(ValueError, match='does not fit the encoder'):
+    with pytest.raises(ConfigError, match='does not fit the encoder'):
         vit(init_cfg=dict(type=kind, checkpoint=str(tmp_path / 'empty.pth')))
 
 
-def test_the_report_says_what_became_of_the_weights(pretrained):
+def test_the_report_of_a_load(pretrained):
     path, model = pretrained
     encoder = vit(img_size=48, out_type='avg_featmap', layer_scale_init_value=0.5, rel_pos_bias=True)
     report = load_encoder(encoder, path)
     total = len(model.backbone.state_dict())
     assert report.resized == ['pos_embed'] and not report.missing and not report.unused
-    # The norm of pooled features; of every block a table of relative positions and two layer scales.
+    # The norm of pooled features; in every block a table of relative positions and two layer scales.
     assert len(report.fresh) == 2 + 3 * 3
     line = str(report)
     assert f'{total} of {total} pretrained weights loaded from {path}, 1 of them resized (pos_embed)' in line
@@ -75,7 +78,7 @@ def test_the_report_says_what_became_of_the_weights(pretrained):
     assert encoder.layers[0].attn.gamma1.weight.eq(0.5).all()
 
 
-def test_without_class_token_its_position_is_cut(pretrained):
+def test_without_class_token_its_position_embedding_is_dropped(pretrained):
     path, model = pretrained
     encoder = vit(with_cls_token=False, out_type='featmap', window_size=2)
     report = load_encoder(encoder, path)
@@ -89,17 +92,17 @@ def test_without_class_token_its_position_is_cut(pretrained):
     )
 
 
-def test_a_grid_that_is_not_square_must_be_named(tmp_path):
+def test_a_grid_that_is_not_square_must_be_given(tmp_path):
     model = build(tiny_config())  # 4 x 6 patches
     torch.save(model.state_dict(), tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match=r'pos_embed \(1, 25, 24\) instead of \(1, 65, 24\)'):
+    with pytest.raises(ConfigError, match=r'pos_embed \(1, 25, 24\) instead of \(1, 65, 24\)'):
         load_encoder(vit(img_size=64), tmp_path / 'x.pth')
     encoder = vit(img_size=64)
     load_encoder(encoder, tmp_path / 'x.pth', grid=(4, 6))
     torch.testing.assert_close(encoder.pos_embed, resize_pos_embed(model.backbone.pos_embed, (4, 6), (8, 8)))
 
 
-def test_a_named_grid_counts_where_the_number_of_patches_is_the_same(tmp_path):
+def test_a_given_grid_counts_even_if_the_number_of_patches_is_the_same(tmp_path):
     model = build(tiny_config())  # 4 x 6 patches
     torch.save(model.state_dict(), tmp_path / 'x.pth')
     encoder = vit(img_size=(48, 32))  # 6 x 4
@@ -160,7 +163,7 @@ def test_mmpretrains_mae(tmp_path):
     pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'mae.pth'), prefix='backbone.')
     encoder = vit(init_cfg=pretrained, out_type='raw').eval()
     assert equal(encoder.state_dict(), mae.backbone.state_dict())
-    # Its keys have a bias, which softmax cancels: the features are the same.
+    # Its keys have a bias, which softmax cancels, so the features are the same.
     plain = VisionTransformer(arch=dict(TINY_ARCH), img_size=32, patch_size=8, out_type='raw')
     plain.eval()
     plain.load_state_dict(mae.backbone.state_dict())
@@ -168,7 +171,7 @@ def test_mmpretrains_mae(tmp_path):
     torch.testing.assert_close(encoder(images)[0], plain(images)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_names_of_timm_with_a_decoder_beside_them(tmp_path, pretrained):
+def test_a_checkpoint_in_timms_names_with_a_decoder(tmp_path, pretrained):
     _, model = pretrained
     state = to_timm(model.backbone.state_dict())
     state.update(mask_token=torch.zeros(1, 1, 8), **{'decoder_blocks.0.norm1.weight': torch.zeros(8)})
@@ -195,9 +198,9 @@ def test_names_of_timm_with_a_decoder_beside_them(tmp_path, pretrained):
     ],
     ids=['unknown prefix', 'prefix of another part', 'no prefix', 'deeper', 'wider', 'other patch'],
 )
-def test_what_does_not_fit_is_an_error(pretrained, prefix, changes, message):
+def test_a_checkpoint_that_does_not_fit_is_an_error(pretrained, prefix, changes, message):
     path, _ = pretrained
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         vit(init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix=prefix), **changes)
 
 
@@ -207,19 +210,24 @@ def test_min_share(pretrained):
     pretrained = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
     encoder = vit(init_cfg=dict(**pretrained, min_share=42 / 54), **deeper)
     assert equal(encoder.state_dict(), model.backbone.state_dict())
-    with pytest.raises(ValueError, match='min_share=0.8'):
+    with pytest.raises(ConfigError, match='min_share=0.8'):
         vit(init_cfg=dict(**pretrained, min_share=0.8), **deeper)
-    with pytest.raises(ValueError, match=r'min_share must be in \[0, 1\]'):
+    with pytest.raises(ConfigError, match='min_share must be less than or equal to 1, but is 80'):
         vit(init_cfg=dict(**pretrained, min_share=80), **deeper)
-    with pytest.raises(ValueError, match='does not fit'):  # nothing at all is never enough
+    with pytest.raises(ConfigError, match="min_share must be a valid number, but is 'all'"):
+        vit(init_cfg=dict(**pretrained, min_share='all'), **deeper)
+    with pytest.raises(ConfigError, match='does not fit'):  # a checkpoint without any of the weights is never enough
         vit(init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='neck.', min_share=0.0))
 
 
 def test_bad_paths(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no checkpoint nowhere.pth'):
+    with pytest.raises(MissingFileError, match='no checkpoint nowhere.pth'):
         vit(init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth'))
-    with pytest.raises(ValueError, match='only paths, http:// and https://'):
+    with pytest.raises(ConfigError, match='x.pth.*http.*https'):
         encoder_state('s3://bucket/x.pth')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(MissingFileError, match='empty/model.safetensors'):
+        encoder_state(tmp_path / 'empty')
     with pytest.raises(TypeError, match='chekpoint'):
         vit(init_cfg=dict(type='Pretrained', chekpoint='x.pth'))
 
@@ -236,7 +244,7 @@ def test_a_checkpoint_behind_a_url(pretrained, tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}/{path.name}'
         assert equal(vit(init_cfg=dict(type='Pretrained', checkpoint=url)).state_dict(), model.backbone.state_dict())
-        with pytest.raises(ValueError, match='cannot read .*none.pth'):
+        with pytest.raises(ConfigError, match='cannot read .*none.pth'):
             encoder_state(url.replace(path.name, 'none.pth'))
         server.shutdown()
     assert encoder_state(url)  # from the cache
@@ -259,7 +267,7 @@ def test_checkpoints_of_transformers(tmp_path, kind):
     theirs.save_pretrained(tmp_path / 'theirs')
     images = torch.randn(2, 3, 32, 32)
     inner = getattr(theirs, 'vit', theirs)
-    if 'MAE' in kind:  # which shuffles the patches: its blocks and norm on tokens in order
+    if 'MAE' in kind:  # it shuffles the patches, so its blocks and norm are applied to tokens in order here
         embedded = inner.embeddings.patch_embeddings(images) + inner.embeddings.position_embeddings[:, 1:]
         first = inner.embeddings.cls_token + inner.embeddings.position_embeddings[:, :1]
         tokens = torch.cat([first.expand(2, -1, -1), embedded], dim=1)
@@ -273,7 +281,7 @@ def test_checkpoints_of_transformers(tmp_path, kind):
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
-def test_a_safetensors_file_that_is_none(tmp_path):
+def test_a_broken_safetensors_file(tmp_path):
     (tmp_path / 'x.safetensors').write_bytes(b'nothing')
-    with pytest.raises(ValueError, match='x.safetensors is no safetensors file'):
+    with pytest.raises(ConfigError, match='x.safetensors is not a safetensors file'):
         encoder_state(tmp_path / 'x.safetensors')

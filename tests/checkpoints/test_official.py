@@ -1,3 +1,5 @@
+"""The authors' pretraining checkpoints: exact conversion in both directions."""
+
 import argparse
 import re
 
@@ -7,11 +9,12 @@ import torch
 from bootmae_mm.checkpoints.official import state_to_official, to_official, to_project
 from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import ConfigError
 from tests.conftest import build, tiny_config
 
 
 def official_state(dims, depth, patch=16, decoder_dims=512, decoder_depth=2, grid=14, heads=12, seed=0):
-    """A state dict in the authors' names and shapes, written from their model file, randomly filled."""
+    """A random state dict in the names and shapes of the authors' model file."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -117,7 +120,7 @@ def test_round_trip_is_exact_and_fits_the_model(size):
         )
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     assert {name: value.shape for name, value in conversion.checkpoint['state_dict'].items()} == wanted
-    # Every key of the source is accounted for.
+    # The list of moves has every key of the source.
     sources = {source for source, _ in conversion.moves}
     assert sources == {f'{part}.{key}' for part in ('model', 'model_ema') for key in checkpoint[part]} | {
         'optimizer',
@@ -129,7 +132,7 @@ def test_round_trip_is_exact_and_fits_the_model(size):
 
 
 def test_parameter_count_is_the_authors():
-    """115.6 M with the fixed position embeddings, as the authors' model file gives; key biases are not among them."""
+    """115.6 M with the fixed position embeddings, as in the authors' model file, which has no key biases."""
     count = sum(value.numel() for value in official_state(768, 12).values())
     assert count == 115_625_411
     with torch.device('meta'):
@@ -137,12 +140,12 @@ def test_parameter_count_is_the_authors():
             tiny_config(backbone=dict(type='bootmae_mm.BootMAEViT', arch='b'), neck=dict(type='bootmae_mm.BootMAENeck'))
         )
     ours = sum(value.numel() for name, value in model.state_dict().items() if not name.startswith('teacher.'))
-    key_biases = 768 * 12 + (504 + 768) * 2 * 2  # of the encoder, and of both attentions in two blocks of two decoders
-    shared_embedding = 197 * 768  # the authors' feature predictor uses the encoder's
+    key_biases = 768 * 12 + (504 + 768) * 2 * 2  # encoder; both attentions in two blocks of two decoders
+    shared_embedding = 197 * 768  # the authors' feature predictor uses the one of the encoder
     assert ours - key_biases - shared_embedding == count
 
 
-def test_a_checkpoint_trained_here_goes_to_the_authors_form_and_back():
+def test_a_checkpoint_of_this_project_is_converted_to_the_authors_form_and_back():
     state = build(tiny_config()).state_dict()
     official = to_official(dict(state_dict=state)).checkpoint
     back = to_project(official).checkpoint['state_dict']
@@ -155,18 +158,18 @@ def test_a_checkpoint_trained_here_goes_to_the_authors_form_and_back():
         assert torch.equal(back[name], value), name
 
 
-def test_what_has_no_place_is_an_error():
-    with pytest.raises(ValueError, match='unknown key'):
+def test_checkpoints_and_weights_without_a_counterpart_are_refused():
+    with pytest.raises(ConfigError, match="unknown key 'rel_pos_bias'"):
         to_project(dict(model={**official_state(24, 1, 8, 16, 1, 4, 3), 'rel_pos_bias': torch.zeros(1)}))
-    with pytest.raises(ValueError, match='not a pretraining checkpoint of the authors'):
+    with pytest.raises(ConfigError, match='not a pretraining checkpoint of the authors'):
         to_project(dict(state_dict={}))
-    with pytest.raises(ValueError, match='not a pretraining checkpoint of this project'):
+    with pytest.raises(ConfigError, match='not a pretraining checkpoint of this project'):
         to_official(dict(model={}))
-    with pytest.raises(ValueError, match='no place'):
+    with pytest.raises(ConfigError, match="the authors' model has no weight 'neck.something'"):
         state_to_official({'neck.something': torch.zeros(1)})
     state = build(tiny_config()).state_dict()
     state['neck.decoders.feature.pos_embed'] = state['neck.decoders.feature.pos_embed'] + 1
-    with pytest.raises(ValueError, match='one for both'):
+    with pytest.raises(ConfigError, match='one for both'):
         to_official(dict(state_dict=state))
 
 
@@ -176,15 +179,15 @@ def test_tool_round_trip(tmp_path, run_tool):
     status, out, message = run_tool('convert_official.py', tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
     assert status == 0, message
     assert re.search(r'model.blocks.0.attn.qkv.weight +-> backbone.layers.0.attn.qkv.weight', out)
-    torch.load(tmp_path / 'ours.pth', weights_only=True)  # nothing but tensors and plain values
+    torch.load(tmp_path / 'ours.pth', weights_only=True)  # it holds nothing but tensors and plain values
     status, *_ = run_tool('convert_official.py', tmp_path / 'ours.pth', tmp_path / 'again.pth', '--to', 'official')
     assert status == 0
     assert_same(load_file(tmp_path / 'again.pth'), checkpoint)
     assert not list(tmp_path.glob('*.part'))
 
 
-def test_tool_says_what_is_wrong_in_one_line(tmp_path, run_tool):
-    (tmp_path / 'text.pth').write_text('no checkpoint')
+def test_tool_reports_errors_in_one_line(tmp_path, run_tool):
+    (tmp_path / 'text.pth').write_text('not a checkpoint')
     for source in ('nowhere.pth', 'text.pth'):
         status, _, message = run_tool('convert_official.py', tmp_path / source, tmp_path / 'out.pth')
         assert status == 1 and message.startswith('error: ') and '\n' not in message

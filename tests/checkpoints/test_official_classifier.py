@@ -1,4 +1,4 @@
-"""The authors' fine-tuned classifiers: their forward pass written down by itself, on filled weights."""
+"""The authors' fine-tuned classifiers, against an independent implementation of their forward pass."""
 
 import argparse
 
@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import init_default_scope
 
-from bootmae_mm.checkpoints.official_classifier import classification_to_project, is_official_classification
+from bootmae_mm.checkpoints.official_classifier import classifier_to_project, is_official_classifier
 from bootmae_mm.config import load_config
 from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import ConfigError
 from tests.conftest import ROOT, write_images
 
 
@@ -62,7 +63,7 @@ def official_logits(state, images, depth=3, heads=3):
 
 
 def forms(state):
-    """The forms in which the authors' programs save a model."""
+    """Checkpoints in every form that the authors' programs write."""
     average = {name: value + 0.1 for name, value in state.items()}
     half = {name: value.half() for name, value in state.items()}
     return {
@@ -91,7 +92,7 @@ def test_logits_of_every_form(tmp_path, form, run_tool):
     classifier = MODELS.build(model).eval()
     classifier.load_state_dict(torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict'])
     bias = classifier.backbone.layers[0].attn.qkv.bias
-    assert (bias[24:48] == 0).all() and (bias[:24] != 0).all()  # which no output tells
+    assert (bias[24:48] == 0).all() and (bias[:24] != 0).all()  # no output depends on it
     images = torch.randn(2, 3, 32, 32)
     source = {name: value.float() for name, value in (checkpoint[form] if form else state).items()}
     wanted = official_logits(source, images)
@@ -102,11 +103,11 @@ def test_logits_of_every_form(tmp_path, form, run_tool):
 @pytest.mark.parametrize(
     ('config', 'dims', 'depth', 'count'), [('vitb_ft_100e', 768, 12, 164), ('vitl_ft_50e', 1024, 24, 320)]
 )
-def test_the_real_shapes(config, dims, depth, count):
+def test_shapes_of_the_published_models(config, dims, depth, count):
     with torch.device('meta'):
         state = official_state(dims, depth, 1000, 14, 16)
-        assert len(state) == count and is_official_classification(dict(model=state))
-        converted = classification_to_project(dict(model=state)).checkpoint['state_dict']
+        assert len(state) == count and is_official_classifier(dict(model=state))
+        converted = classifier_to_project(dict(model=state)).checkpoint['state_dict']
         init_default_scope('mmpretrain')
         cfg = load_config(ROOT / f'configs/cls/bootmae_{config}.py').model
         cfg.data_preprocessor = None
@@ -114,8 +115,8 @@ def test_the_real_shapes(config, dims, depth, count):
     assert {name: value.shape for name, value in converted.items()} == {name: v.shape for name, v in wanted.items()}
 
 
-def test_evaluation_alone(tmp_path, run_tool):
-    """From the authors' file to an accuracy, with the two commands of the docs."""
+def test_conversion_and_evaluation(tmp_path, run_tool):
+    """From the authors' file to an accuracy, with the two commands in the docs."""
     state = official_state(classes=2)
     torch.save(dict(model=state), tmp_path / 'theirs.pth')
     assert run_tool('convert_official.py', tmp_path / 'theirs.pth', tmp_path / 'ours.pth', '--quiet')[0] == 0
@@ -134,10 +135,12 @@ def test_evaluation_alone(tmp_path, run_tool):
     assert 'accuracy/top1' in (tmp_path / 'out.json').read_text()
 
 
-def test_other_files(tmp_path, run_tool):
+def test_other_checkpoints_are_refused():
     state = official_state()
-    assert not is_official_classification(dict(model={'blocks.0.attn.q_bias': torch.zeros(1)}))
-    with pytest.raises(ValueError, match="no weights of a classifier of the authors under module; there is .'model'"):
-        classification_to_project(dict(model=state), 'module')
-    with pytest.raises(ValueError, match="unknown key 'norm.weight'"):
-        classification_to_project(dict(model={**state, 'norm.weight': torch.zeros(24)}))
+    assert not is_official_classifier(dict(model={'blocks.0.attn.q_bias': torch.zeros(1)}))
+    with pytest.raises(
+        ConfigError, match="no weights of a classifier of the authors under module; the file has .'model'"
+    ):
+        classifier_to_project(dict(model=state), 'module')
+    with pytest.raises(ConfigError, match="unknown key 'norm.weight'"):
+        classifier_to_project(dict(model={**state, 'norm.weight': torch.zeros(24)}))

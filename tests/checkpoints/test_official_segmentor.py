@@ -1,19 +1,20 @@
-"""The authors' segmentation model, written down anew from their code, against this project's UperNet."""
+"""The authors' segmentation models, against an independent implementation of their forward pass."""
 
 import pytest
 import torch
 from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
-from bootmae_mm.checkpoints.official_segmentor import segmentation_to_project
+from bootmae_mm.checkpoints.official_segmentor import segmentor_to_project
 from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import ConfigError
 from tests.downstream import tiny
 
 DEPTH, WIDTH, HEADS, GRID, PATCH = 12, 24, 3, 4, 16
 
 
 def their_state(ours):
-    """A filled state dict in their names; keys and shapes of ``Segmentation/backbone/beit.py``."""
+    """A random state dict in their names; keys and shapes of ``Segmentation/backbone/beit.py``."""
     tokens = GRID * GRID + 1
     shapes = {
         'cls_token': (1, 1, WIDTH),
@@ -48,7 +49,7 @@ def their_state(ours):
     state['backbone.fpn1.1.num_batches_tracked'] = torch.tensor(7)
     for index in range(DEPTH):
         state[f'backbone.blocks.{index}.attn.relative_position_index'] = their_index()
-    # mmseg's heads have kept their names.
+    # The names of mmseg's heads have not changed.
     heads = {name: torch.randn_like(value.float()) for name, value in ours.items() if '_head.' in name}
     return state | {name: value.abs() for name, value in heads.items()}
 
@@ -112,7 +113,7 @@ def upernet(tmp_path):
 
 
 @torch.no_grad()
-def test_converted_weights_compute_what_theirs_do(upernet, tmp_path, run_tool):
+def test_converted_weights_compute_the_same_features(upernet, tmp_path, run_tool):
     theirs = their_state(upernet.state_dict())
     torch.save(dict(state_dict=theirs, meta=dict(iter=160000), optimizer={}), tmp_path / 'theirs.pth')
     status, out, message = run_tool('convert_official.py', tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
@@ -128,9 +129,9 @@ def test_converted_weights_compute_what_theirs_do(upernet, tmp_path, run_tool):
 
 
 def test_other_checkpoints_are_refused(upernet):
-    with pytest.raises(ValueError, match='not a segmentation checkpoint of the authors'):
-        segmentation_to_project(dict(state_dict=upernet.state_dict()))
+    with pytest.raises(ConfigError, match='not a segmentation checkpoint of the authors'):
+        segmentor_to_project(dict(state_dict=upernet.state_dict()))
     theirs = their_state(upernet.state_dict())
     theirs['backbone.blocks.0.surprise'] = torch.zeros(1)
-    with pytest.raises(ValueError, match="unknown key 'backbone.blocks.0.surprise'"):
-        segmentation_to_project(dict(state_dict=theirs))
+    with pytest.raises(ConfigError, match="unknown key 'backbone.blocks.0.surprise'"):
+        segmentor_to_project(dict(state_dict=theirs))

@@ -1,16 +1,23 @@
+"""Reading of checkpoints: as data, without running code in them."""
+
 import importlib
 import os
 import pickle
+import sys
 
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints, config_of, load_file, load_model
+from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints, load_file, load_model
+from bootmae_mm.checkpoints.saved_config import config_of
+from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.conftest import build, tiny_config
 
 
 class Harmful:
+    """Creates a folder when it is unpickled."""
+
     def __init__(self, path):
         self.path = path
 
@@ -19,7 +26,7 @@ class Harmful:
 
 
 class Reaching:
-    """Asks for something through getattr, as mmengine's history does, but not for a statistic."""
+    """Asks for an attribute through getattr, as mmengine's history does, but not for a statistic."""
 
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__init__')
@@ -28,19 +35,19 @@ class Reaching:
 @pytest.mark.parametrize('harmful', [lambda path: Harmful(path), lambda path: Reaching()])
 def test_code_in_a_checkpoint_is_not_run(tmp_path, harmful):
     torch.save(dict(state_dict={}, extra=harmful(str(tmp_path / 'made'))), tmp_path / 'bad.pth')
-    with pytest.raises(ValueError, match='bad.pth is not a checkpoint that loads safely'):
+    with pytest.raises(ConfigError, match='bad.pth is not a checkpoint that loads safely'):
         load_file(tmp_path / 'bad.pth')
     assert not (tmp_path / 'made').exists()
 
 
-def test_reading_a_file_leaves_what_was_allowed(tmp_path):
+def test_reading_a_file_keeps_the_list_of_allowed_classes(tmp_path):
     allow_mmengine_checkpoints()
     torch.save(dict(history=HistoryBuffer([1.0], [1])), tmp_path / 'x.pth')
     load_file(tmp_path / 'x.pth')
     assert torch.load(tmp_path / 'x.pth', weights_only=True)['history'].mean() == 1.0
 
 
-def test_what_mmengine_saves_loads(tmp_path):
+def test_checkpoints_of_mmengine_can_be_read(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     torch.save(dict(message_hub=dict(log_scalars=dict(loss=history))), tmp_path / 'x.pth')
     loaded = load_file(tmp_path / 'x.pth')['message_hub']['log_scalars']['loss']
@@ -50,14 +57,14 @@ def test_what_mmengine_saves_loads(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'error', 'message'),
     [
-        (None, FileNotFoundError, 'no checkpoint'),
-        (b'', ValueError, 'not a checkpoint'),
-        (b'garbage', ValueError, 'not a checkpoint'),
-        (pickle.dumps([1]), ValueError, 'x.pth'),
+        (None, MissingFileError, 'no checkpoint .*x.pth'),
+        (b'', ConfigError, 'x.pth is not a checkpoint'),
+        (b'garbage', ConfigError, 'x.pth is not a checkpoint'),
+        (pickle.dumps([1]), ConfigError, 'x.pth is not a checkpoint'),
     ],
-    ids=['missing', 'empty', 'garbage', 'list'],
+    ids=['missing', 'empty', 'garbage', 'plain pickle'],
 )
-def test_files_that_are_no_checkpoints(tmp_path, content, error, message):
+def test_files_that_are_not_checkpoints(tmp_path, content, error, message):
     path = tmp_path / 'x.pth'
     if content is not None:
         path.write_bytes(content)
@@ -65,7 +72,13 @@ def test_files_that_are_no_checkpoints(tmp_path, content, error, message):
         load_file(path)
 
 
-def test_config_in_a_checkpoint_is_data():
+def test_a_file_of_another_type_is_not_a_checkpoint(tmp_path):
+    torch.save([1], tmp_path / 'x.pth')
+    with pytest.raises(ConfigError, match='x.pth is not a checkpoint .*: it holds a list, not a dict'):
+        load_file(tmp_path / 'x.pth')
+
+
+def test_the_config_in_a_checkpoint_is_read_as_data():
     text = "model = dict(type='A', size=(1, 2), inner=[dict(x=-1.5), {'y': None}])\nflag = True\n"
     text += "keys = dict({'a.b': dict(c=1)}, d=2)\n"
     cfg = config_of(dict(meta=dict(cfg=text)))
@@ -78,14 +91,32 @@ def test_config_in_a_checkpoint_is_data():
         'x = dict({}, {})',
         'x = dict(1)',
         'x = open("/etc/passwd")',
+        'x.y = 1',
+        'x = y = 1',
+        'x = (',
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ConfigError, match='the config in the checkpoint must be assignments of literals'):
             config_of(dict(meta=dict(cfg=bad)))
-    with pytest.raises(ValueError, match='no config'):
+    with pytest.raises(ConfigError, match='the checkpoint holds no config; give one with --config'):
         config_of({})
 
 
-def test_model_that_does_not_fit(tmp_path):
+@pytest.mark.parametrize('kind', ['os.system', 'bootmae_mm.models.BootMAE', 'posix', 'sys', 3, ['BootMAE']])
+def test_types_in_a_checkpoint_must_be_registered_components(kind):
+    for model in (dict(type=kind), dict(type='bootmae_mm.BootMAE', parts=[dict(x=dict(type=kind))])):
+        with pytest.raises(ConfigError, match='which could execute arbitrary code'):
+            config_of(dict(meta=dict(cfg=f'model = {model!r}\n')))
+    with pytest.raises(ConfigError, match="refers to 'os'"):
+        config_of(dict(meta=dict(cfg="model = dict(type='BootMAE', _scope_='os')\n")))
+
+
+def test_the_running_script_is_not_a_component(monkeypatch):
+    monkeypatch.setattr(sys.modules['__main__'], '__spec__', None)  # as in a script that is not run with -m
+    with pytest.raises(ConfigError, match="refers to '__main__'"):
+        config_of(dict(meta=dict(cfg="model = dict(type='__main__')\n")))
+
+
+def test_a_model_that_does_not_fit(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(f'model = {tiny_config()!r}\n')
     model = build(tiny_config())
@@ -93,14 +124,14 @@ def test_model_that_does_not_fit(tmp_path):
     loaded, _ = load_model(tmp_path / 'x.pth', config)
     assert torch.equal(loaded.backbone.cls_token, model.backbone.cls_token) and not loaded.training
     torch.save(dict(state_dict=model.backbone.state_dict()), tmp_path / 'y.pth')
-    with pytest.raises(ValueError, match='does not fit'):
+    with pytest.raises(ConfigError, match='does not fit'):
         load_model(tmp_path / 'y.pth', config)
-    with pytest.raises(FileNotFoundError, match='no config'):
+    with pytest.raises(MissingFileError, match='no config'):
         load_model(tmp_path / 'x.pth', tmp_path / 'none.py')
 
 
-def test_a_folder_of_that_name_is_no_reason_to_refuse(tmp_path, monkeypatch):
-    """Beside a clone, say; importing it would run nothing."""
+def test_a_component_with_the_name_of_a_plain_folder_is_allowed(tmp_path, monkeypatch):
+    """Such as a folder beside a clone: importing it would run no code."""
     (tmp_path / 'LayerNorm').mkdir()
     (tmp_path / 'BootMAE').mkdir()
     monkeypatch.syspath_prepend(tmp_path)
@@ -108,5 +139,7 @@ def test_a_folder_of_that_name_is_no_reason_to_refuse(tmp_path, monkeypatch):
     assert config_of(dict(meta=dict(cfg=text))).model.norm_cfg.type == 'LayerNorm'
     (tmp_path / 'LayerNorm/__init__.py').write_text('')
     importlib.invalidate_caches()
-    with pytest.raises(ValueError, match="asks for 'LayerNorm', which may be any code"):
+    with pytest.raises(
+        ConfigError, match="refers to 'LayerNorm', which could execute arbitrary code; give a config with --config"
+    ):
         config_of(dict(meta=dict(cfg=text)))

@@ -1,4 +1,4 @@
-"""The stand-in for mmcv's compiled operators, through mmcv's own functions."""
+"""The replacement of mmcv's compiled operators, called through mmcv's own functions."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not uses_stand_in(), reason="mmcv's compiled ope
 
 
 def slow_nms(boxes, scores, threshold, offset):
-    """Greedy suppression, box by box."""
+    """Greedy suppression, one box at a time."""
     kept = []
     for index in np.argsort(-scores, kind='stable'):
         box = boxes[index]
@@ -72,10 +72,10 @@ def bilinear(image, y, x):
 
 
 def slow_roi_align(images, rois, size, scale, ratio, aligned):
-    """Mean of bilinear samples, sample by sample."""
+    """Mean of bilinear samples, one sample at a time."""
     out = np.zeros((len(rois), images.shape[1], *size))
     for k, (index, *box) in enumerate(rois):
-        x1, y1, x2, y2 = (edge * scale - (0.5 if aligned else 0) for edge in box)
+        x1, y1, x2, y2 = (value * scale - (0.5 if aligned else 0) for value in box)
         width, height = x2 - x1, y2 - y1
         if not aligned:
             width, height = max(width, 1.0), max(height, 1.0)
@@ -116,7 +116,7 @@ def test_gradient_of_roi_align(aligned):
     assert torch.autograd.gradcheck(lambda x: ops.roi_align(x, ROIS, (2, 3), 0.5, 2, 'avg', aligned), images)
 
 
-def test_other_operators_raise_when_called_and_name_the_way_out():
+def test_other_operators_raise_when_called_and_say_what_to_install():
     images = torch.randn(1, 2, 8, 8)
     with pytest.raises(NotImplementedError, match='roi_pool_forward.*pip install'):
         ops.roi_pool(images, ROIS[:1].float(), 2)
@@ -133,12 +133,12 @@ def test_environment_report_of_mmcv_works():
 def test_registering_twice_adds_one_finder():
     register_stand_in()
     assert sum(isinstance(finder, _Finder) for finder in sys.meta_path) == 1
-    places = [getattr(finder, '__name__', type(finder).__name__) for finder in sys.meta_path]
-    assert places.index('PathFinder') < places.index('_Finder')  # a compiled module is found first
+    order = [getattr(finder, '__name__', type(finder).__name__) for finder in sys.meta_path]
+    assert order.index('PathFinder') < order.index('_Finder')  # a compiled module is found first
 
 
 @pytest.mark.slow
-def test_compiled_operators_are_used_where_they_are(tmp_path):
+def test_compiled_operators_are_used_if_installed(tmp_path):
     (tmp_path / '_ext.py').write_text('compiled = True\n')
     code = (
         f'import bootmae_mm, mmcv; mmcv.__path__.append({str(tmp_path)!r}); import mmcv._ext; print(mmcv._ext.compiled)'

@@ -1,4 +1,4 @@
-"""Every name at the top of a config takes effect, or is refused."""
+"""Every top-level name of a config takes effect, or is refused."""
 
 import copy
 
@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 PRETRAIN = str(ROOT / 'configs/pretrain/bootmae_vitb.py')
 
 
-def test_a_name_of_the_base_reaches_all_that_the_base_made_of_it(tmp_path):
+def test_a_changed_name_takes_effect_everywhere_in_the_base(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(
         f"_base_ = {PRETRAIN!r}\nmasking = dict(ratio=0.5)\nvis_backends = [dict(type='LocalVisBackend')]\n"
@@ -26,7 +26,7 @@ def test_a_name_of_the_base_reaches_all_that_the_base_made_of_it(tmp_path):
     assert cfg.filename == str(child)
 
 
-def test_the_same_on_the_command_line():
+def test_an_option_takes_effect_everywhere_in_the_base():
     options = {'masking.ratio': 0.5, 'train_pipeline.1.crop_ratio_range': (0.3, 1.0), 'data_root': '/x'}
     cfg = load_config(PRETRAIN, options)
     assert cfg.train_dataloader.dataset.masking.ratio == cfg.test_dataloader.dataset.masking.ratio == 0.5
@@ -38,7 +38,7 @@ def test_the_same_on_the_command_line():
     assert cfg.val_evaluator.ann_file == '/my coco/annotations/instances_val2017.json'
 
 
-def test_mmengine_alone_is_told_to_read_it_with_this_project(tmp_path):
+def test_a_config_that_mmengine_alone_reads_is_refused(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(f'_base_ = {PRETRAIN!r}\nmasking = dict(ratio=0.5)\n')
     with pytest.raises(ValueError, match=r"child.py overrides \['masking'\].*with bootmae_mm.config.load_config"):
@@ -47,7 +47,7 @@ def test_mmengine_alone_is_told_to_read_it_with_this_project(tmp_path):
     check_bound(Config.fromfile(PRETRAIN))
 
 
-def test_a_name_that_the_file_uses_itself_is_left_to_it(tmp_path):
+def test_a_name_that_the_child_uses_itself_does_not_change_the_base(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(
         f"_base_ = {PRETRAIN!r}\ndata_root = '/mine'\ntrain_dataloader = dict(dataset=dict(data_root=data_root))\n"
@@ -57,7 +57,7 @@ def test_a_name_that_the_file_uses_itself_is_left_to_it(tmp_path):
     assert cfg.test_dataloader.dataset.data_root == 'data/imagenet'
 
 
-def test_a_value_of_the_base_changed_in_place(tmp_path):
+def test_a_value_of_the_base_that_is_changed_in_place(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(f'_base_ = {PRETRAIN!r}\n_base_.masking.update(ratio=0.6)\n')
     assert load_config(child).train_dataloader.dataset.masking.ratio == 0.6
@@ -67,7 +67,7 @@ def test_a_value_of_the_base_changed_in_place(tmp_path):
     ('line', 'message'),
     [
         ('optim_wraper = dict(lr=1)', "child.py: nothing reads the key 'optim_wraper'; did you mean 'optim_wrapper'"),
-        ('colour = 3', "child.py: nothing reads the key 'colour'"),
+        ('tint = 3', "child.py: nothing reads the key 'tint'"),
     ],
 )
 def test_a_name_that_nothing_reads(tmp_path, line, message):
@@ -78,14 +78,14 @@ def test_a_name_that_nothing_reads(tmp_path, line, message):
 
 
 def test_options_that_nothing_reads():
-    with pytest.raises(ValueError, match="'grid_size'; the key that has an effect is masking.grid_size or train_data"):
-        load_config(PRETRAIN, {'grid_size': 3})
+    with pytest.raises(ValueError, match="'strategy'; the key that has an effect is masking.strategy or train_data"):
+        load_config(PRETRAIN, {'strategy': 'block'})
     for key in ('find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'compile'):
         assert load_config(PRETRAIN, {key: True})[key] is True
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[a-z]*/**/*.py')), ids=lambda path: path.stem)
-def test_every_config_of_the_project_is_read(path):
+def test_every_config_of_the_project_loads(path):
     load_config(path)
 
 
@@ -122,7 +122,7 @@ def test_the_command_line_of_every_tool_keeps_blanks_and_commas(run_tool, tmp_pa
     assert cfg.train_dataloader.dataset.data_root == '/x/my, images'
 
 
-def test_a_config_that_mmengine_dumped_is_read_again(tmp_path):
+def test_a_config_that_mmengine_dumped_loads(tmp_path):
     for path in ('pretrain/bootmae_vitb', 'seg/bootmae_vitb_upernet_ade20k', 'det/bootmae_vitb_mask_rcnn_1x_coco'):
         cfg = load_config(ROOT / f'configs/{path}.py', {'data_root': '/x'})
         cfg.dump(tmp_path / 'dumped.py')
@@ -132,12 +132,12 @@ def test_a_config_that_mmengine_dumped_is_read_again(tmp_path):
         assert load_config(tmp_path / 'child.py').randomness.seed == 3
 
 
-def test_children_in_json_and_yaml(tmp_path):
+def test_child_configs_in_json_and_yaml(tmp_path):
     (tmp_path / 'child.yaml').write_text(f'_base_: {PRETRAIN}\nmasking:\n  ratio: 0.5\n')
     cfg = load_config(tmp_path / 'child.yaml')
     assert cfg.train_dataloader.dataset.masking.ratio == 0.5 and cfg.masking.max_block == 60
-    (tmp_path / 'child.yaml').write_text(f'_base_: {PRETRAIN}\ncolour: 3\n')
-    with pytest.raises(ValueError, match="nothing reads the key 'colour'"):
+    (tmp_path / 'child.yaml').write_text(f'_base_: {PRETRAIN}\ntint: 3\n')
+    with pytest.raises(ValueError, match="nothing reads the key 'tint'"):
         load_config(tmp_path / 'child.yaml')
 
 
@@ -160,7 +160,7 @@ def test_a_pipeline_that_is_changed_in_place(tmp_path, lines, options):
     assert tuple(pipeline[2].crop_ratio_range) == ((0.3, 1.0) if options else (0.2, 1.0))
 
 
-def test_names_that_others_are_derived_from(tmp_path):
+def test_names_that_depend_on_each_other(tmp_path):
     (tmp_path / 'base.py').write_text(
         'img: int = 224\ngrid, ratio = img // 16, 0.75\nmasking = dict(grid_size=grid, ratio=ratio)\n'
         'train_dataloader = dict(dataset=dict(masking=masking, img=img))\n'
@@ -173,13 +173,13 @@ def test_names_that_others_are_derived_from(tmp_path):
     assert found.train_dataloader.dataset == wanted
 
 
-def test_places_that_are_not_there():
+def test_options_for_places_that_do_not_exist():
     for key in ('train_pipeline.9.scale', 'train_pipeline.one.scale', 'data_root.x'):
         with pytest.raises(ValueError, match=f'--cfg-options {key}: there is no such place'):
             load_config(PRETRAIN, {key: 1})
 
 
-def test_a_key_of_a_child_config_that_is_meant_for_a_deeper_place(tmp_path):
+def test_a_child_config_sets_a_nested_key_at_the_top(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(f'_base_ = {PRETRAIN!r}\nlr = 1e-3\n')
     with pytest.raises(ValueError, match="'lr'; the key that has an effect is optim_wrapper.optimizer.lr"):
@@ -202,7 +202,7 @@ def test_lists_on_the_command_line(text, current, value):
     assert parse_value(text, current) == value
 
 
-def test_options_that_belong_together():
+def test_options_with_delete_apply_together():
     options = {'model.teacher._delete_': True, 'model.teacher.checkpoint': 'x.pth', 'model.teacher.prefix': 'backbone.'}
     cfg = load_config(ROOT / 'configs/pretrain/ablations/frozen_teacher.py', options)
     assert cfg.model.teacher == dict(checkpoint='x.pth', prefix='backbone.')

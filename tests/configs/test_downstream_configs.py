@@ -1,4 +1,4 @@
-"""Every downstream config builds, holds METHOD's recipe, and with a tiny model trains and predicts."""
+"""Every downstream config builds, has the recipe of the paper, and trains and predicts with a tiny model."""
 
 import math
 
@@ -16,10 +16,11 @@ from mmengine.registry import (
     init_default_scope,
 )
 
-from bootmae_mm.config import load_config
+from bootmae_mm.config import check_bound, load_config
 from bootmae_mm.engine.checks import check_classes
 from bootmae_mm.engine.runner import Runner
 from bootmae_mm.registry import MODELS
+from tests.configs.test_pretrain_configs import with_values
 from tests.conftest import ROOT, TINY_ARCH, build, tiny_config
 from tests.downstream import tiny, write_data
 
@@ -29,12 +30,12 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs' / task).rglob('*.py')
 )
 FULL = [name for name in CONFIGS if 'digits' not in name]
-# Data of another kind, see tests/tools/test_bad_data.py.
+# Tested with their own data in tests/tools/test_bad_data.py.
 OWN_DATA = ('seg/bootmae_vitb_upernet_folder', 'seg/bootmae_vitb_upernet_binary')
 
 
 def known(registry, scope, kind):
-    """Whether a type is found from a default scope, as a Runner would look for it."""
+    """Whether a type is found in a default scope, as a Runner would find it."""
     with registry.switch_scope_and_registry(scope) as scoped:
         return scoped.get(kind) is not None
 
@@ -68,7 +69,7 @@ def test_config_builds(name):
     if 'optim_wrapper' in cfg:
         assert known(OPTIM_WRAPPERS, cfg.default_scope, cfg.optim_wrapper.type)
         last = cfg.param_scheduler[-1].end
-        # mmengine's poly decay reaches its end a step before.
+        # mmengine's poly decay reaches its end one step early.
         poly = cfg.param_scheduler[-1].type == 'PolyLR' and not cfg.param_scheduler[-1].begin
         assert last - poly == cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters'))
     assert len((ROOT / f'configs/{name}.py').read_text().splitlines()) < 50 or 'digits' in name
@@ -86,7 +87,7 @@ def batch(cfg, gpus=8):
         if name.startswith('cls/')
     ],
 )
-def test_averaged_weights_have_forgotten_the_first_ones(name, images):
+def test_initial_weights_are_a_small_share_of_the_average(name, images):
     cfg = read(name)
     for hook in cfg.get('custom_hooks', []):
         if hook.type == 'EMAHook':
@@ -160,7 +161,7 @@ def test_segmentation_recipe():
     assert (warm.begin, warm.end) == (0, 1501) and (poly.type, poly.begin, poly.end) == ('PolyLR', 0, 160001)
     backbone = cfg.model.backbone
     assert tuple(backbone.out_indices) == (3, 5, 7, 11) and backbone.drop_path_rate == 0.1
-    assert backbone.layer_scale_init_value == 1 and backbone.rel_pos_bias and backbone.img_size == 512
+    assert backbone.layer_scale_init_value == 1 and backbone.rel_pos_bias and backbone.img_size == (512, 512)
     assert cfg.model.decode_head.channels == 768 and cfg.model.auxiliary_head.type == 'FCNHead'
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
     tta = read('seg/bootmae_vitb_upernet_ade20k_ms').test_dataloader.dataset.pipeline[-1].transforms
@@ -183,7 +184,7 @@ def test_detection_recipes():
 
 
 def checkpoint_for(cfg_arch_depth, path):
-    """A pretraining checkpoint of the tiny model: other size of images and all."""
+    """A pretraining checkpoint of a tiny model with another image size."""
     arch = {**TINY_ARCH, 'num_layers': cfg_arch_depth}
     patch = 8 if '_ft_' in path.name or '_linear_' in path.name or '_knn' in path.name else 16
     backbone = dict(type='bootmae_mm.BootMAEViT', arch=arch, img_size=4 * patch, patch_size=patch)
@@ -210,7 +211,7 @@ def test_config_trains_and_predicts(name, data, tmp_path):
 
     runner.call_hook = call_hook
     runner.train()
-    # The weights came from the checkpoint, and training moved those that are to be trained.
+    # The weights came from the checkpoint, and training changed those that are not frozen.
     assert torch.equal(before['backbone.layers.3.attn.proj.weight'], pretrained.backbone.layers[3].attn.proj.weight)
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert ('backbone.layers.3.attn.proj.weight' in moved) == ('linear' not in name)
@@ -223,7 +224,7 @@ def test_config_trains_and_predicts(name, data, tmp_path):
 
 @pytest.mark.parametrize('name', ['cls/bootmae_vitb_ft_100e', 'seg/bootmae_vitb_upernet_ade20k'])
 def test_a_run_stops_on_a_loss_that_is_not_finite(name, data, tmp_path):
-    """With mixed labels, and with clipped gradients."""
+    """With mixed labels, and with gradient clipping."""
     path, _ = checkpoint_for(12, tmp_path / f'{name.replace("/", "-")}.pth')
     cfg = tiny(name, data[name.split('/')[0]], tmp_path / 'work', checkpoint=path)
     cfg.optim_wrapper.optimizer.lr = 1e30
@@ -242,11 +243,11 @@ def test_knn_features_are_the_mean_patch_token_before_the_final_norm(data, tmp_p
     images = torch.randn(2, 3, 32, 32)
     wanted = pretrained.backbone.encode_patches(images, torch.arange(16).expand(2, -1)).mean(dim=1)
     torch.testing.assert_close(model.extract_feat(images, stage='neck')[-1], wanted, rtol=1e-4, atol=1e-5)
-    # Training images are seen as test images are: not augmented.
+    # Training images are not augmented.
     assert cfg.train_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
 
 
-def test_the_poly_decay_of_upernet_begins_with_the_run():
+def test_the_poly_decay_of_upernet_starts_at_iteration_0():
     """The authors' lr (mmcv): (1 - i / 160000), times a warm-up factor in the first 1,500 iterations."""
     cfg = load_config(ROOT / 'configs/seg/bootmae_vitb_upernet_ade20k.py')
     parameter = torch.nn.Parameter(torch.zeros(1))
@@ -263,3 +264,36 @@ def test_the_linear_probe_crops_without_retries():
     cfg = load_config(ROOT / 'configs/cls/bootmae_vitb_linear_90e.py')
     step = cfg.train_dataloader.dataset.pipeline[1]
     assert step.type == 'bootmae_mm.RandomResizedCrop' and step.retry is False
+
+
+@pytest.mark.parametrize('where', ['options', 'child config'])
+@pytest.mark.parametrize(
+    'name', [name for name in FULL if name.startswith('seg/')], ids=lambda name: name.removeprefix('seg/bootmae_')
+)
+def test_the_crop_size_of_segmentation_is_stated_once(tmp_path, name, where):
+    """Crop, padding, backbone and sliding window follow ``crop_size``."""
+    cfg = with_values(name, dict(crop_size=(256, 384)), tmp_path, where)
+    check_bound(cfg)
+    (crop,) = (step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
+    sizes = crop.crop_size, cfg.model.data_preprocessor.size, cfg.model.backbone.img_size, cfg.model.test_cfg.crop_size
+    assert [tuple(size) for size in sizes] == [(256, 384)] * 4
+    assert tuple(cfg.model.test_cfg.stride) == (170, 256)
+    with torch.device('meta'):
+        assert MODELS.build(cfg.model.backbone).grid_size == (16, 24)
+
+
+@pytest.mark.parametrize('where', ['options', 'child config'])
+@pytest.mark.parametrize(
+    'name', [name for name in FULL if name.startswith('cls/')], ids=lambda name: name.removeprefix('cls/bootmae_')
+)
+def test_the_image_size_of_classification_is_stated_once(tmp_path, name, where):
+    """Crops and backbone follow ``img_size``."""
+    cfg = with_values(name, dict(img_size=192), tmp_path, where)
+    check_bound(cfg)
+    assert cfg.model.backbone.img_size == 192
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        steps = {step.type.removeprefix('bootmae_mm.'): step for step in loader.dataset.pipeline}
+        if 'RandomResizedCrop' in steps:
+            assert steps['RandomResizedCrop'].scale == 192
+        else:
+            assert steps['ResizeEdge'].scale == round(192 / 0.875) and steps['CenterCrop'].crop_size == 192

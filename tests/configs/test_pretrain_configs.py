@@ -1,4 +1,4 @@
-"""Every pretraining config builds, says what its name says, and holds METHOD's numbers."""
+"""Every pretraining config builds and has the numbers of the paper."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from mmengine import Config
 from mmengine.registry import DATASETS, HOOKS, TRANSFORMS, init_default_scope
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 
-from bootmae_mm.data import MaskSampling
+from bootmae_mm.config import check_bound, load_config
+from bootmae_mm.data import MaskSampling, collate
 from bootmae_mm.engine.schedules import piecewise_linear
 from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT, build, random_batch, run_config, tiny_config
@@ -18,11 +19,11 @@ CONFIGS = sorted(
 
 
 def read(name):
-    return Config.fromfile(ROOT / f'configs/pretrain/{name}.py')
+    return load_config(ROOT / f'configs/pretrain/{name}.py')
 
 
 def built(cfg):
-    cfg.model.pop('teacher', None)  # its checkpoint is the user's
+    cfg.model.pop('teacher', None)  # its checkpoint does not exist here
     with torch.device('meta'):
         return MODELS.build(cfg.model)
 
@@ -39,9 +40,10 @@ def test_config_builds(name):
     for hook in cfg.default_hooks.values():
         assert HOOKS.build(hook) is not None
     assert MMENGINE_OPTIM_WRAPPERS.get(cfg.optim_wrapper.type) is not None
-    grid = dataset.masking.grid_size
-    rows, columns = (grid, grid) if isinstance(grid, int) else grid
-    assert (rows, columns) == model.backbone.grid_size
+    assert MaskSampling(**dataset.masking).grid == model.backbone.grid_size
+    for transform in dataset.pipeline:
+        if transform.type == 'bootmae_mm.RandomResizedCrop':
+            assert TRANSFORMS.build(transform).scale == model.backbone.img_size
     assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs
     assert len((ROOT / f'configs/pretrain/{name}.py').read_text().splitlines()) < 25 or name == 'bootmae_vitt_digits'
 
@@ -78,8 +80,9 @@ def test_main_config_is_the_papers():
     assert cfg.default_hooks.ema.decay == [(0, 0.999), (100, 0.9999), (400, 0.99999)]
     assert (cfg.default_hooks.feature_weight.weight, cfg.default_hooks.feature_weight.ramp) == (1.0, 0.25)
     masking = cfg.train_dataloader.dataset.masking
-    assert masking == dict(grid_size=14, ratio=0.75, strategy='mix', min_block=16, max_block=60)
-    assert MaskSampling(**masking).num_blocked == 120 and MaskSampling(**masking).num_masked == 147
+    assert masking == dict(img_size=224, patch_size=16, ratio=0.75, strategy='mix', min_block=16, max_block=60)
+    sampling = MaskSampling(**masking)
+    assert (sampling.grid, sampling.num_blocked, sampling.num_masked) == ((14, 14), 120, 147)
     crop = cfg.train_dataloader.dataset.pipeline[1]
     assert (crop.scale, crop.crop_ratio_range, crop.get('interpolation', 'bicubic')) == (224, (0.2, 1.0), 'bicubic')
     assert [t.type for t in cfg.train_dataloader.dataset.pipeline] == [
@@ -91,7 +94,7 @@ def test_main_config_is_the_papers():
     assert cfg.model.data_preprocessor.mean == cfg.model.data_preprocessor.std == [127.5] * 3
 
 
-def test_large_config():
+def test_vitl_config():
     cfg = read('bootmae_vitl')
     model = built(cfg)
     assert (model.backbone.embed_dims, model.backbone.num_layers, model.backbone.num_heads) == (1024, 24, 16)
@@ -110,7 +113,7 @@ def test_shorter_schedules(name, epochs):
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
     assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin
     assert cfg.param_scheduler[1].eta_min == base.param_scheduler[1].eta_min
-    # The decay of the 800 epochs, as far as the run goes.
+    # The decay schedule of 800 epochs, cut at the end of this run.
     decay, whole = cfg.default_hooks.ema.pop('decay'), base.default_hooks.ema.pop('decay')
     assert cfg.model == base.model and cfg.default_hooks == base.default_hooks
     assert decay[-1][0] <= epochs
@@ -118,7 +121,7 @@ def test_shorter_schedules(name, epochs):
 
 
 def differences(name):
-    """Keys of the config that differ from the main one, as 'a.b.c' -> value."""
+    """Dotted keys of an ablation that differ from the main config, with their values."""
 
     def flat(node, prefix=''):
         if isinstance(node, dict) and node:
@@ -169,17 +172,17 @@ ABLATIONS = {
 }
 
 
-def test_every_ablation_is_known_here():
+def test_every_ablation_is_tested():
     assert {f'ablations/{name}' for name in ABLATIONS} == {name for name in CONFIGS if name.startswith('ablations/')}
 
 
 @pytest.mark.parametrize('name', ABLATIONS)
-def test_ablation_differs_in_what_it_says_and_nothing_else(name):
+def test_ablation_differs_in_nothing_else(name):
     assert differences(name) == ABLATIONS[name]
 
 
 def test_frozen_teacher_of_plain_mae(tmp_path):
-    """The paper's first experiment: what plain_mae leaves is a teacher for frozen_teacher."""
+    """The paper's first experiment: a checkpoint of plain_mae is the teacher of frozen_teacher."""
     mae = tiny_config(feature_head=None, weight_mask=False)
     mae['neck'].update(pixel=dict(width=16, depth=3, context_block=None), feature=None)
     source = build(mae)
@@ -189,9 +192,57 @@ def test_frozen_teacher_of_plain_mae(tmp_path):
     assert model.loss(**random_batch())['feature_loss'].isfinite()
 
 
-def test_an_heir_in_three_lines(tmp_path, image_folder):
+def test_a_child_config_of_three_lines(tmp_path, image_folder):
     base = run_config(tmp_path / 'base.py', image_folder)
-    heir = tmp_path / 'heir.py'
-    heir.write_text(f"_base_ = '{base}'\nmodel = dict(neck=dict(feature=dict(depth=1)))\n")
-    cfg = Config.fromfile(heir)
+    child = tmp_path / 'child.py'
+    child.write_text(f"_base_ = '{base}'\nmodel = dict(neck=dict(feature=dict(depth=1)))\n")
+    cfg = Config.fromfile(child)
     assert len(MODELS.build(cfg.model).neck.decoders['feature'].blocks) == 1
+
+
+def with_values(name, values, tmp_path, where):
+    """A config whose top-level names have other values, given as options or by a child config."""
+    path = ROOT / f'configs/{name}.py'
+    if where == 'options':
+        return load_config(path, values)
+    child = tmp_path / 'child.py'
+    lines = [f'_base_ = {str(path)!r}', *(f'{key} = {value!r}' for key, value in values.items())]
+    child.write_text('\n'.join(lines) + '\n')
+    return load_config(child)
+
+
+@pytest.mark.parametrize('where', ['options', 'child config'])
+@pytest.mark.parametrize(
+    ('img_size', 'patch_size'),
+    [(192, 8), (192, 16), (224, 8), ((192, 256), 8)],
+    ids=['both', 'image', 'patch', 'oblong'],
+)
+@pytest.mark.parametrize('name', ['bootmae_vitb', 'bootmae_vitb_folder', 'ablations/block_mask'])
+def test_sizes_are_stated_once(tmp_path, image_folder, name, img_size, patch_size, where):
+    """Crops, masks, backbone and heads follow ``img_size`` and ``patch_size``, each changed alone or with the other."""
+    changed = dict(img_size=img_size) if img_size != 224 else {}
+    changed |= dict(patch_size=patch_size) if patch_size != 16 else {}
+    cfg = with_values(f'pretrain/{name}', {**changed, 'data_root': str(image_folder)}, tmp_path, where)
+    check_bound(cfg)
+    height, width = size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    grid = height // patch_size, width // patch_size
+    init_default_scope(cfg.default_scope)
+    model = built(cfg)
+    assert (model.backbone.img_size, model.backbone.patch_size, model.backbone.grid_size) == (size, patch_size, grid)
+    assert model.neck.decoders['pixel'].pos_embed.shape[1] == 1 + grid[0] * grid[1]
+    assert model.pixel_head.projection.kernel_size == (patch_size, patch_size)
+    load, crop = (TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline[:2])
+    assert tuple(load.crop_size) == tuple(crop.scale) == size
+    resize, center = cfg.test_dataloader.dataset.pipeline[1:3]
+    assert resize.scale == round(min(size) / 0.875) and tuple(center.crop_size) == (width, height)
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        assert MaskSampling(**loader.dataset.masking).grid == grid
+        batch = collate([DATASETS.build({**loader.dataset, 'folder': ''})[0]])
+        assert batch['inputs'].shape == (1, 3, *size)
+        assert batch['ids_keep'].shape[1] + batch['ids_mask'].shape[1] == grid[0] * grid[1]
+
+
+def test_vith_has_patches_of_14():
+    model = built(read('bootmae_vith'))
+    assert (model.backbone.patch_size, model.backbone.grid_size) == (14, (16, 16))
+    assert (model.backbone.embed_dims, model.backbone.num_layers, model.backbone.num_heads) == (1280, 32, 16)

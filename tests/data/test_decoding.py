@@ -1,4 +1,4 @@
-"""Pictures as they come from cameras, scanners, the web and people who mean harm."""
+"""Image files as they come from cameras, scanners, the web, and attackers."""
 
 import io
 import os
@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from bootmae_mm.data import ImageFolder, LoadRGB, PackImage, RandomResizedCrop
 from bootmae_mm.data.decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, decode, jpeg_size
+from bootmae_mm.validation import ConfigError
 from tests.conftest import run_without_rights
 
 
@@ -40,28 +41,28 @@ def test_modes_become_rgb(tmp_path, mode, pixel, wanted):
         assert np.abs(img.astype(int) - wanted).max() <= 2
 
 
-def test_orientation_tag_is_followed(tmp_path):
+def test_orientation_tag_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new('RGB', (6, 4)).save(tmp_path / 'x.jpg', exif=exif)
     assert LoadRGB()(dict(img_path=str(tmp_path / 'x.jpg')))['img'].shape == (6, 4, 3)
 
 
 @pytest.mark.parametrize(('kind', 'values'), [('png', np.uint16), ('tif', np.uint16), ('tif', np.int32)])
-def test_sixteen_bits_are_scaled_not_cut_off(tmp_path, kind, values):
-    grey = np.array([[0, 257, 25_700], [32_768, 65_278, 65_535]], dtype=values)
-    Image.fromarray(grey).save(tmp_path / f'x.{kind}')
+def test_sixteen_bits_are_scaled_not_truncated(tmp_path, kind, values):
+    gray = np.array([[0, 257, 25_700], [32_768, 65_278, 65_535]], dtype=values)
+    Image.fromarray(gray).save(tmp_path / f'x.{kind}')
     img = load(tmp_path / f'x.{kind}', value_range=16 if values is np.int32 else None)
     assert img[..., 0].tolist() == [[0, 1, 100], [128, 254, 255]]
     assert (img == img[..., :1]).all()
 
 
 def test_transparency_is_dropped(tmp_path):
-    colours = np.array([[[250, 120, 10, 0], [10, 120, 250, 128]]], dtype=np.uint8)
-    Image.fromarray(colours).save(tmp_path / 'x.png')
-    assert load(tmp_path / 'x.png').tolist() == colours[..., :3].tolist()
-    grey = np.array([[[40, 0], [200, 255]]], dtype=np.uint8)
-    Image.fromarray(grey, 'LA').save(tmp_path / 'y.png')
+    colors = np.array([[[250, 120, 10, 0], [10, 120, 250, 128]]], dtype=np.uint8)
+    Image.fromarray(colors).save(tmp_path / 'x.png')
+    assert load(tmp_path / 'x.png').tolist() == colors[..., :3].tolist()
+    gray = np.array([[[40, 0], [200, 255]]], dtype=np.uint8)
+    Image.fromarray(gray, 'LA').save(tmp_path / 'y.png')
     assert load(tmp_path / 'y.png')[0, :, 0].tolist() == [40, 200]
     palette = Image.new('P', (2, 1))
     palette.putpalette([0, 0, 0, 250, 120, 10])
@@ -70,13 +71,13 @@ def test_transparency_is_dropped(tmp_path):
     assert load(tmp_path / 'z.png').tolist() == [[[0, 0, 0], [250, 120, 10]]]
 
 
-def test_of_an_animation_the_first_frame(tmp_path):
-    frames = [Image.new('RGB', (6, 4), colour) for colour in ('red', 'lime', 'blue')]
+def test_the_first_frame_of_an_animation_is_used(tmp_path):
+    frames = [Image.new('RGB', (6, 4), color) for color in ('red', 'lime', 'blue')]
     frames[0].save(tmp_path / 'x.gif', save_all=True, append_images=frames[1:])
     assert load(tmp_path / 'x.gif')[0, 0].tolist() == [255, 0, 0]
 
 
-def test_the_content_tells_not_the_name(tmp_path):
+def test_the_format_is_recognized_by_content_not_by_name(tmp_path):
     img = np.random.RandomState(0).randint(0, 255, (8, 9, 3)).astype(np.uint8)
     Image.fromarray(img).save(tmp_path / 'x.png')
     (tmp_path / 'x.png').rename(tmp_path / 'x.jpg')
@@ -86,7 +87,7 @@ def test_the_content_tells_not_the_name(tmp_path):
 @pytest.mark.parametrize('backend', ['auto', 'pillow', 'cv2'])
 @pytest.mark.parametrize('size', [(1, 1), (20_000, 10), (10, 20_000)])
 @pytest.mark.parametrize('kind', ['png', 'jpg'])
-def test_tiny_and_narrow(tmp_path, size, kind, backend):
+def test_tiny_and_narrow_images(tmp_path, size, kind, backend):
     Image.new('RGB', size, (9, 99, 199)).save(tmp_path / f'x.{kind}')
     dataset = ImageFolder(
         data_root=str(tmp_path),
@@ -102,7 +103,7 @@ def test_tiny_and_narrow(tmp_path, size, kind, backend):
 
 
 def png_header(width, height):
-    """A PNG file that says it is large, and holds next to nothing."""
+    """A PNG file whose header states a size, and whose pixels are missing."""
 
     def chunk(name, content):
         return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
@@ -133,9 +134,11 @@ def test_a_decompression_bomb_is_refused(tmp_path, make, backend):
 
 
 def test_limits_out_of_range():
-    for limit in (0, PILLOW_LIMIT + 1):
-        with pytest.raises(ValueError, match='max_pixels must be an int in'):
-            LoadRGB(max_pixels=limit)
+    with pytest.raises(ConfigError, match='max_pixels must be greater than or equal to 1, but is 0'):
+        LoadRGB(max_pixels=0)
+    with pytest.raises(ConfigError, match=f'max_pixels must be less than or equal to {PILLOW_LIMIT}, but is '):
+        LoadRGB(max_pixels=PILLOW_LIMIT + 1)
+    assert LoadRGB(max_pixels=PILLOW_LIMIT).decoding.max_pixels == PILLOW_LIMIT
 
 
 def test_formats_that_start_programs_are_not_tried():
@@ -151,8 +154,8 @@ def test_size_in_the_header(options):
     Image.new('RGB', (37, 21)).save(buffer, 'JPEG', **options)
     data = buffer.getvalue()
     assert jpeg_size(data) == (21, 37)
-    assert jpeg_size(data[:2] + b'\xff\xff\xff' + data[3:]) == (21, 37)  # bytes that fill
-    tables = b'\xff\xc4\x00\x13' + bytes(17)  # Huffman's, whose marker looks like a frame's
+    assert jpeg_size(data[:2] + b'\xff\xff\xff' + data[3:]) == (21, 37)  # fill bytes
+    tables = b'\xff\xc4\x00\x13' + bytes(17)  # a Huffman table, whose marker looks like that of a frame
     assert jpeg_size(data[:2] + tables + data[2:]) == (21, 37)
     frame = max(data.rfind(b'\xff\xc0'), data.rfind(b'\xff\xc2'))
     assert all(jpeg_size(data[:end]) is None for end in range(frame + 9))
@@ -161,7 +164,7 @@ def test_size_in_the_header(options):
 @pytest.mark.parametrize(
     ('min_edge', 'factor'), [(100, 1), (51, 1), (50, 2), (26, 2), (25, 4), (13, 4), (12, 8), (1, 8)]
 )
-def test_reduced_as_long_as_the_edge_stays(min_edge, factor):
+def test_jpegs_are_reduced_while_the_shorter_side_keeps_min_edge(min_edge, factor):
     buffer = io.BytesIO()
     Image.new('RGB', (140, 100)).save(buffer, 'JPEG')
     assert decode(buffer.getvalue(), Decoding(min_edge=min_edge)).shape[0] == -(-100 // factor)
@@ -177,7 +180,7 @@ ODD_NAMES = [
 ]
 
 
-def test_odd_names(tmp_path):
+def test_unusual_file_names(tmp_path):
     for name in ODD_NAMES:
         Image.new('RGB', (8, 8)).save(tmp_path / name, 'JPEG')
     dataset = ImageFolder(data_root=str(tmp_path), pipeline=[dict(type='bootmae_mm.LoadRGB')])
@@ -185,18 +188,18 @@ def test_odd_names(tmp_path):
     assert all(dataset[i]['img'].shape == (8, 8, 3) for i in range(len(dataset)))
 
 
-def test_what_cannot_be_read_is_written_down_once(tmp_path):
-    """Truncated, empty, no picture, a broken link, a name that is not UTF-8."""
+def test_unreadable_images_are_listed_once(tmp_path):
+    """A truncated file, an empty one, one that is not an image, a broken link, a name that is not UTF-8."""
     images = tmp_path / 'images'
     images.mkdir()
     for index in range(5):
         Image.new('RGB', (64, 64), (index, 0, 0)).save(images / f'good {index}.png')
-    whole = (images / 'good 0.png').read_bytes()
+    content = (images / 'good 0.png').read_bytes()
     (images / 'empty.jpg').write_bytes(b'')
-    (images / 'no picture.png').write_bytes(b'hello')
+    (images / 'not an image.png').write_bytes(b'hello')
     (images / 'broken link.png').symlink_to(tmp_path / 'nowhere.png')
     with open(os.path.join(os.fsencode(images), b'latin \xe4.png'), 'wb') as file:
-        file.write(whole[: len(whole) // 2])
+        file.write(content[: len(content) // 2])
     out = tmp_path / 'work/unreadable.txt'
     for _ in range(2):  # a second run in the same folder
         dataset = ImageFolder(
@@ -209,13 +212,13 @@ def test_what_cannot_be_read_is_written_down_once(tmp_path):
     lines = dict(line.split('\t') for line in out.read_text().splitlines())
     assert {os.path.basename(path) for path in lines} == {
         'empty.jpg',
-        'no picture.png',
+        'not an image.png',
         'broken link.png',
         'latin \\udce4.png',
     }
     assert 'No such file' in lines[str(images / 'broken link.png')]
     assert len(out.read_text().splitlines()) == 4
-    with pytest.raises(ValueError, match='4 of 9 images cannot be read, more than max_unreadable=0.3 .*empty.jpg'):
+    with pytest.raises(ConfigError, match='4 of 9 images cannot be read, more than max_unreadable=0.3 .*empty.jpg'):
         dataset.max_unreadable = 0.3
         for i in range(9):
             dataset[i]
@@ -231,13 +234,13 @@ def test_a_file_without_permission(tmp_path):
     assert 'UnreadableImageError' in done.stderr and 'Permission denied' in done.stderr.splitlines()[-1]
 
 
-# More than 8 bits, other channels, odd but valid files.
+# More than 8 bits, other channels, unusual but valid files.
 
 
 def deep_file(folder, values, name='deep.tif'):
     path = folder / name
     if path.suffix == '.tif':
-        tifffile = pytest.importorskip('tifffile', reason='it comes with one of the two lock files')
+        tifffile = pytest.importorskip('tifffile', reason='only one of the two lock files has it')
         tifffile.imwrite(path, values)
     else:
         Image.fromarray(values).save(path)
@@ -245,19 +248,24 @@ def deep_file(folder, values, name='deep.tif'):
 
 
 @pytest.fixture
-def said(monkeypatch):
+def logged(monkeypatch):
+    """Lines that LoadRGB logs."""
     lines = []
-    monkeypatch.setattr('bootmae_mm.data.transforms.print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr('bootmae_mm.data.loading.print_log', lambda text, **_: lines.append(text))
     return lines
 
 
-def test_twelve_bits_in_sixteen(tmp_path, said):
+def test_twelve_bits_in_sixteen(tmp_path, logged):
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     path = deep_file(tmp_path, values, 'twelve.png')
     assert len(np.unique(load(path, value_range=12))) == 256
-    assert not said
-    assert len(np.unique(load(path))) == 17  # what the file's type allows
-    assert 'values of 0 to 4095 only, of 0 to 65535' in said[0] and 'value_range' in said[0]
+    assert not logged
+    step = LoadRGB()
+    for _ in range(2):
+        img = step(dict(img_path=path))['img']
+    assert len(np.unique(img)) == 17  # in the range of the file's type
+    assert len(logged) == 1
+    assert 'only the values 0 to 4095 of 0 to 65535' in logged[0] and 'value_range' in logged[0]
 
 
 @pytest.mark.parametrize('dtype', [np.int16, np.int32, np.uint32, np.float32])
@@ -268,16 +276,26 @@ def test_signed_wide_and_floating_point_values(tmp_path, dtype):
     img = load(path, value_range=(low, high))
     assert img.shape == (16, 16, 3) and np.abs(img[:, :, 0].reshape(-1).astype(int) - np.arange(256)).max() <= 1
     assert img.min() == 0 and img.max() == 255
-    with pytest.raises(ValueError, match=r'deep.tif: \w+ pixels need value_range=\(low, high\)'):
+    with pytest.raises(ConfigError, match=r'deep.tif: \w+ pixels need value_range=\(low, high\)'):
         load(path)
 
 
-@pytest.mark.parametrize('value', [(1, 1), (2, 1), 'ab', 0, (1, 2, 3)])
-def test_impossible_ranges_and_channels(value):
-    with pytest.raises(ValueError, match='value_range must be'):
+@pytest.mark.parametrize('value', [(1, 1), (2, 1), 'ab', 0, 33, True, (1, 2, 3), (1,), (0, np.inf), (0, '1')])
+def test_impossible_ranges(value):
+    with pytest.raises(ConfigError, match='^value_range'):
         LoadRGB(value_range=value)
-    with pytest.raises(ValueError, match='channels must be 1, 3 or 4, but is 2'):
-        LoadRGB(channels=2)
+
+
+def test_ranges_are_pairs_or_bits():
+    for value in ((0, 4095), [0, 4095], 12):
+        assert LoadRGB(value_range=value).decoding.value_range == (0.0, 4095.0)
+    assert LoadRGB(value_range=32).decoding.value_range == (0.0, 2.0**32 - 1)
+
+
+@pytest.mark.parametrize('channels', [0, 2, 5, '3', None])
+def test_impossible_channels(channels):
+    with pytest.raises(ConfigError, match=f'channels must be 1, 3 or 4, but is {channels!r}'):
+        LoadRGB(channels=channels)
 
 
 def test_one_and_four_channels(tmp_path):
@@ -288,7 +306,7 @@ def test_one_and_four_channels(tmp_path):
     Image.fromarray(rgba[:, :, :3]).save(tmp_path / 'three.jpg')
     wanted = np.array(Image.open(tmp_path / 'three.jpg').convert('L'))
     assert np.array_equal(load(str(tmp_path / 'three.jpg'), channels=1)[:, :, 0], wanted)
-    with pytest.raises(UnreadableImageError, match='the file has the channels RGB, not 4'):
+    with pytest.raises(UnreadableImageError, match='the file has 3 channels, not 4'):
         load(str(tmp_path / 'three.jpg'), channels=4)
 
 
@@ -320,8 +338,8 @@ def test_images_without_a_channel_axis_and_of_other_types_are_cropped():
 
 
 @pytest.mark.parametrize('kind', ['gray.png', 'rgb.png', 'rgba.png', 'gray.pgm'])
-def test_twelve_bits_of_any_kind(tmp_path, kind):
-    """The range reaches colors, too, and files that name their own maximum."""
+def test_twelve_bits_in_every_format(tmp_path, kind):
+    """The range applies to colors too, and to files that state their own maximum."""
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     path = tmp_path / kind
     if kind == 'gray.pgm':
@@ -339,14 +357,14 @@ def test_colors_of_sixteen_bits_keep_their_order(tmp_path):
     assert load(str(tmp_path / 'x.png'))[0, 0].tolist() == [255, 100, 0]
 
 
-def test_values_outside_of_the_range_are_told(tmp_path, said):
+def test_values_outside_of_the_range_are_logged(tmp_path, logged):
     path = deep_file(tmp_path, np.arange(30_000, 34_096, dtype=np.uint16).reshape(64, 64), 'x.png')
     assert (load(path, value_range=12) == 255).all()
-    assert 'most values of an image lie outside of 0 to 4095' in said[0]
+    assert 'most values of an image lie outside of 0 to 4095' in logged[0] and len(logged) == 1
 
 
-def test_a_range_for_what_holds_eight_bits_already():
-    with pytest.raises(ValueError, match='the pack holds 8 bits already'):
+def test_a_range_for_a_pack_of_eight_bits():
+    with pytest.raises(ConfigError, match='the pack holds 8 bits already'):
         LoadRGB(value_range=12)(dict(img_path='x', img=np.zeros((4, 4, 3), np.uint8)))
-    with pytest.raises(ValueError, match="value_range needs backend 'auto' or 'pillow', but it is 'cv2'"):
+    with pytest.raises(ConfigError, match="value_range.* needs backend 'auto' or 'pillow', but it is 'cv2'"):
         LoadRGB(value_range=12, backend='cv2')

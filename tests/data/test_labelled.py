@@ -1,8 +1,11 @@
+"""Folders with labels, and shares of the labels."""
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from bootmae_mm.data import LabelledFolder
+from bootmae_mm.validation import ConfigError
 
 
 @pytest.fixture
@@ -30,10 +33,18 @@ def test_a_share_of_the_labels_of_each_class(folder):
     assert counts == [5, 2, 1]
     assert labels(folder, label_share=0.25)[0] == paths
     assert labels(folder, label_share=0.25, seed=1)[0] != paths
-    assert set(paths) < set(labels(folder, label_share=0.5)[0])  # more labels add to fewer
+    assert set(paths) < set(labels(folder, label_share=0.5)[0])  # a larger share includes the smaller one
 
 
-@pytest.mark.parametrize('share', [0, -1, 1.5, 'all'])
-def test_impossible_shares(folder, share):
-    with pytest.raises(ValueError, match='label_share must be a number'):
+@pytest.mark.parametrize(
+    ('share', 'message'),
+    [
+        (0, 'greater than 0, but is 0'),
+        (-1, 'greater than 0, but is -1'),
+        (1.5, 'less than or equal to 1, but is 1.5'),
+        ('all', "a valid number, but is 'all'"),
+    ],
+)
+def test_impossible_shares(folder, share, message):
+    with pytest.raises(ConfigError, match=f'^label_share must be {message}$'):
         labels(folder, label_share=share)

@@ -1,4 +1,4 @@
-"""Packs: what is read is what was packed, whatever interrupts or damages it."""
+"""Packs: images are read as they were packed; interrupted packing resumes, damage is found."""
 
 import shutil
 import zipfile
@@ -12,8 +12,9 @@ from PIL import Image
 
 from bootmae_mm.data import PackedImages
 from bootmae_mm.data.pack_reader import Pack
-from bootmae_mm.data.pack_writer import PackOptions, pack, shortened
+from bootmae_mm.data.pack_writer import PackOptions, pack, reduced
 from bootmae_mm.data.transforms import resize
+from bootmae_mm.validation import ConfigError, MissingFileError, parse
 from tests.conftest import write_images
 
 PIPELINE = [
@@ -26,7 +27,7 @@ PIPELINE = [
 
 @pytest.fixture
 def images(tmp_path):
-    """Seven pictures of 40 x 60, and one smaller than the edge."""
+    """Seven pictures of 40 x 60 pixels, and one that is too small to be reduced."""
     root = write_images(tmp_path / 'images', 7)
     (root / 'größer als').mkdir()
     Image.fromarray(np.random.randint(0, 255, (12, 9, 3), np.uint8)).save(root / 'größer als/small one.png')
@@ -37,7 +38,7 @@ def opened(path):
     return np.asarray(Image.open(path).convert('RGB'))
 
 
-def test_raw_pixels_are_those_of_the_shortened_images(images, tmp_path):
+def test_raw_pixels_are_those_of_the_reduced_images(images, tmp_path):
     root, names = images
     counts = []
     result = pack(root, names, tmp_path / 'pack', PackOptions(edge=20, images_per_archive=3), done=counts.append)
@@ -48,7 +49,7 @@ def test_raw_pixels_are_those_of_the_shortened_images(images, tmp_path):
         original = opened(root / name)
         wanted = original if 'small' in name else resize(original, (20, 30))
         assert np.array_equal(found.image(index), wanted)
-    # Archives that any program reads, with the sizes and checksums of the format.
+    # Any program can read the archives, and their sizes and checksums are right.
     archives = sorted((tmp_path / 'pack').glob('*.zip'))
     assert len(archives) == 3
     for archive in archives:
@@ -63,14 +64,14 @@ def test_jpeg_takes_less_space_and_looks_the_same(images, tmp_path):
     pack(root, names, tmp_path / 'pack', PackOptions(edge=20, format='jpeg'))
     dataset = PackedImages(data_root=str(tmp_path / 'pack'), pipeline=PIPELINE[:1])
     for index, name in enumerate(names):
-        difference = np.abs(dataset[index]['img'].astype(int) - shortened(opened(root / name), 20)).mean()
+        difference = np.abs(dataset[index]['img'].astype(int) - reduced(opened(root / name), 20)).mean()
         assert difference < (6 if 'small' in name else 3)  # the small one is noise
 
 
-def test_an_interrupted_pack_goes_on(images, tmp_path):
+def test_an_interrupted_pack_resumes(images, tmp_path):
     root, names = images
     options = PackOptions(edge=20, images_per_archive=3)
-    pack(root, names, tmp_path / 'whole', options)
+    pack(root, names, tmp_path / 'uninterrupted', options)
 
     def stop(count):
         raise KeyboardInterrupt
@@ -80,15 +81,15 @@ def test_an_interrupted_pack_goes_on(images, tmp_path):
     first = tmp_path / 'pack/images-00000.zip'
     (tmp_path / 'pack/images-00001.part').write_bytes(b'half of an archive')
     time = first.stat().st_mtime_ns
-    with pytest.raises(FileNotFoundError, match='not finished; run tools/pack_dataset.py again'):
+    with pytest.raises(MissingFileError, match='no finished pack in .*index.npz is missing.*tools/pack_dataset.py'):
         Pack(tmp_path / 'pack')
     pack(root, names, tmp_path / 'pack', options, workers=2)
     assert first.stat().st_mtime_ns == time
-    files = sorted(path.name for path in (tmp_path / 'whole').iterdir())
+    files = sorted(path.name for path in (tmp_path / 'uninterrupted').iterdir())
     assert sorted(path.name for path in (tmp_path / 'pack').iterdir()) == files
     for name in files:
         if name.endswith('.zip'):
-            assert (tmp_path / 'pack' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+            assert (tmp_path / 'pack' / name).read_bytes() == (tmp_path / 'uninterrupted' / name).read_bytes()
 
 
 def test_damage_is_found(images, tmp_path, run_tool):
@@ -105,13 +106,13 @@ def test_damage_is_found(images, tmp_path, run_tool):
     assert status == 1 and f'1 of 8 images are damaged: {names[3]}' in message
     dataset = PackedImages(data_root=str(tmp_path / 'pack'), pipeline=PIPELINE, verify=True)
     assert dataset[2]['inputs'].shape == (3, 16, 16)
-    with pytest.raises(ValueError, match=f'{names[3]}.*checksum is wrong'):
+    with pytest.raises(ConfigError, match=f'{names[3]}.*checksum is wrong'):
         dataset[3]
     last = Pack(tmp_path / 'pack').table[-1]
-    archive.write_bytes(content[: last[1] + last[2]])  # all images, no directory
+    archive.write_bytes(content[: last[1] + last[2]])  # all images, without the directory of the archive
     assert len(Pack(tmp_path / 'pack')) == 8
     archive.write_bytes(content[: last[1] + last[2] - 1])
-    with pytest.raises(ValueError, match='images-00000.zip is shorter than the index says'):
+    with pytest.raises(ConfigError, match='images-00000.zip.* is shorter than the index says'):
         Pack(tmp_path / 'pack')
 
 
@@ -147,7 +148,7 @@ def test_unreadable_images_are_left_out_and_named(images, tmp_path):
     root, names = images
     (root / 'part0/broken.png').write_bytes(b'no picture')
     names = sorted([*names, 'part0/broken.png'])
-    with pytest.raises(ValueError, match='1 of 9 images cannot be read, more than max_unreadable=0.01'):
+    with pytest.raises(ConfigError, match='1 of 9 images cannot be read, more than max_unreadable=0.01'):
         pack(root, names, tmp_path / 'pack', PackOptions(edge=20))
     result = pack(root, names, tmp_path / 'pack', PackOptions(edge=20), max_unreadable=0.2)
     assert result['images'] == 8 and result['unreadable'] == 1
@@ -155,27 +156,44 @@ def test_unreadable_images_are_left_out_and_named(images, tmp_path):
     assert Pack(tmp_path / 'pack').name(1) == names[2]
 
 
-def test_what_is_refused(images, tmp_path, monkeypatch, run_tool):
+def test_refused_folders_and_options(images, tmp_path, monkeypatch, run_tool):
     root, names = images
     pack(root, names, tmp_path / 'pack', PackOptions(edge=20))
-    with pytest.raises(ValueError, match='other images or with other options'):
+    with pytest.raises(ConfigError, match='pack of other images or options'):
         pack(root, names, tmp_path / 'pack', PackOptions(edge=21))
-    with pytest.raises(ValueError, match='other images or with other options'):
+    with pytest.raises(ConfigError, match='pack of other images or options'):
         pack(root, names[1:], tmp_path / 'pack', PackOptions(edge=20))
-    with pytest.raises(ValueError, match='is not empty and holds no pack'):
+    with pytest.raises(ConfigError, match='holds something else'):
         pack(root, names, root, PackOptions(edge=20))
-    with pytest.raises(FileNotFoundError, match='no pack in'):
+    with pytest.raises(MissingFileError, match='no finished pack in .*pack.json is missing'):
         Pack(root)
-    for options in (dict(edge=0), dict(quality=100), dict(format='png')):
-        with pytest.raises(ValueError, match='must be'):
-            PackOptions(**options)
     (tmp_path / 'pack/images-00000.zip').unlink()
-    with pytest.raises(FileNotFoundError, match='an archive is missing'):
+    with pytest.raises(MissingFileError, match='an archive is missing'):
         Pack(tmp_path / 'pack')
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr('shutil.disk_usage', lambda path: usage._replace(free=1000))
     status, _, message = run_tool('pack_dataset.py', root, tmp_path / 'other')
-    assert status == 1 and 'GB are needed' in message
+    assert status == 1 and 'needs about' in message and 'GB are free' in message
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(edge=0), '^edge must be greater than or equal to 1, but is 0$'),
+        (dict(quality=100), '^quality must be less than or equal to 95, but is 100$'),
+        (dict(quality=0), '^quality must be greater than or equal to 1, but is 0$'),
+        (dict(format='png'), "^format must be 'raw' or 'jpeg', but is 'png'$"),
+        (dict(images_per_archive=0), '^images_per_archive must be greater than or equal to 1, but is 0$'),
+        (dict(size=256), 'unknown option.*size.*valid options: edge, format, quality, images_per_archive'),
+    ],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(PackOptions, options, '')
+
+
+def test_default_options():
+    assert parse(PackOptions, {}, '').model_dump() == dict(edge=256, format='raw', quality=95, images_per_archive=2000)
 
 
 def test_from_the_command_line(images, tmp_path, run_tool):
@@ -187,6 +205,6 @@ def test_from_the_command_line(images, tmp_path, run_tool):
     assert status == 2
 
 
-def test_a_name_that_is_not_in_utf8_is_named(images, tmp_path):
-    with pytest.raises(ValueError, match=r"'\\udce4.png': a name that is not in UTF-8"):
+def test_a_name_that_is_not_in_utf8_is_refused(images, tmp_path):
+    with pytest.raises(ConfigError, match=r"'\\udce4.png'.*the name of the file is not in UTF-8"):
         pack(images, ['\udce4.png'], tmp_path / 'out', PackOptions())

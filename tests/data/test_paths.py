@@ -1,4 +1,4 @@
-"""Folders with links, folders that cannot be listed, lists that lead out of their folder."""
+"""Paths of images: links, folders that cannot be listed, lists that lead out of their folder, hidden files."""
 
 import os
 
@@ -7,26 +7,27 @@ from PIL import Image
 
 from bootmae_mm.data import ImageFolder, LabelledFolder
 from bootmae_mm.data.paths import check_inside, found_images
+from bootmae_mm.validation import ConfigError
 from tests.conftest import run_without_rights, write_images
 
 
 def test_links_are_followed_once(tmp_path):
-    """To the folder itself, to each other, twice to the same: all images once."""
+    """Links to the folder itself, to each other, and twice to another folder: every image is found once."""
     elsewhere = write_images(tmp_path / 'elsewhere', 2)
     folder = write_images(tmp_path / 'images', 4)
     for place in (elsewhere, folder):
-        Image.new('RGB', (4, 4)).save(place / 'on top.png')
+        Image.new('RGB', (4, 4)).save(place / 'at the top.png')
     for name in ('a', 'b'):
         (folder / name).mkdir()
         (folder / name / 'up').symlink_to(folder)
-        (folder / name / 'up too').symlink_to(folder)
+        (folder / name / 'up again').symlink_to(folder)
         (folder / f'to {name}').symlink_to(elsewhere)
     (folder / 'a/across').symlink_to(folder / 'b')
     (folder / 'b/across').symlink_to(folder / 'a')
     (folder / 'to nothing').symlink_to(tmp_path / 'nothing')
     paths = found_images(folder, ('.png',))
     assert len({os.path.realpath(path) for path in paths}) == len(paths) == 4 + 2 + 2
-    assert all('to a' in path for path in paths if 'to ' in path)  # the first in order, in every process
+    assert all('to a' in path for path in paths if 'to ' in path)  # the first one in order, so that all processes agree
 
 
 @pytest.mark.skipif(not hasattr(os, 'setuid'), reason='needs users')
@@ -40,7 +41,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['../secret.png', '/etc/secret.png', 'cat/../../secret.png', '..'])
-def test_a_list_leads_nowhere_else(tmp_path, name):
+def test_a_list_must_not_lead_out_of_its_folder(tmp_path, name):
     write_images(tmp_path / 'images', 2)
     Image.new('RGB', (4, 4)).save(tmp_path / 'secret.png')
     (tmp_path / 'list.txt').write_text(f'part0/image 0.png 0\n{name} 1\n')
@@ -48,15 +49,15 @@ def test_a_list_leads_nowhere_else(tmp_path, name):
         options = dict(data_root=str(tmp_path / 'images'), ann_file=str(tmp_path / 'list.txt'), pipeline=[])
         if kind is LabelledFolder:
             options['metainfo'] = dict(classes=('a', 'b'))
-        with pytest.raises(ValueError, match='1 of the paths in .*list.txt lead out of .*images/?, such as'):
+        with pytest.raises(ConfigError, match='1 of the paths in .*list.txt lead out of .*images/?, such as'):
             kind(**options)
 
 
-def test_dots_that_lead_nowhere_are_fine():
+def test_dots_that_stay_inside_are_allowed():
     check_inside(['a/../b.png', 'a..b.png', '...', './a.png'], 'root', 'list')
 
 
-def test_a_labelled_list_in_its_folder(tmp_path):
+def test_a_list_with_labels_in_its_folder(tmp_path):
     write_images(tmp_path / 'images', 2)
     (tmp_path / 'list.txt').write_text('part0/image 0.png 0\npart1/image 1.png 1\n')
     dataset = LabelledFolder(
@@ -69,15 +70,15 @@ def test_a_labelled_list_in_its_folder(tmp_path):
     assert [dataset[index]['gt_label'] for index in range(2)] == [0, 1]
 
 
-def test_a_list_in_another_encoding_is_named(tmp_path):
+def test_a_list_in_another_encoding_is_refused(tmp_path):
     write_images(tmp_path / 'images', 2)
     (tmp_path / 'list.txt').write_bytes('Bär.png 0\n'.encode('latin-1'))
-    with pytest.raises(ValueError, match='list.txt .ann_file. is no list in UTF-8'):
+    with pytest.raises(ConfigError, match='list.txt .ann_file. is not a list in UTF-8'):
         ImageFolder(data_root=str(tmp_path / 'images'), ann_file=str(tmp_path / 'list.txt'))
 
 
-def hide_some(root):
-    """What a Mac and Jupyter leave behind."""
+def add_hidden(root):
+    """Add hidden files and folders, as macOS and Jupyter create them."""
     first = sorted(root.rglob('*.png'))[0]
     (first.parent / f'._{first.name}').write_bytes(b'not an image')
     for name in ('.ipynb_checkpoints', '__MACOSX'):
@@ -87,19 +88,19 @@ def hide_some(root):
         (root / name / first.name).write_bytes(first.read_bytes())
 
 
-def test_hidden_files_are_no_images(tmp_path, monkeypatch):
+def test_hidden_files_are_not_images(tmp_path, monkeypatch):
     root = write_images(tmp_path / 'images', 4)
     wanted = found_images(root, ('.png',))
-    hide_some(root)
-    said = []
-    monkeypatch.setattr('bootmae_mm.data.paths.print_log', lambda text, **_: said.append(text))
+    add_hidden(root)
+    logged = []
+    monkeypatch.setattr('bootmae_mm.data.paths.print_log', lambda text, **_: logged.append(text))
     assert found_images(root, ('.png',)) == wanted and len(wanted) == 4
-    assert said[0].startswith('5 hidden files and folders are passed over, such as ')
+    assert logged[0].startswith('5 hidden files and folders are skipped, such as ')
 
 
-def test_hidden_folders_are_no_classes(tmp_path):
+def test_hidden_folders_are_not_classes(tmp_path):
     root = write_images(tmp_path / 'images', 4)
-    hide_some(root)
+    add_hidden(root)
     dataset = LabelledFolder(data_root=str(root), pipeline=[])
     assert dataset.metainfo['classes'] == ('part0', 'part1')
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]

@@ -1,9 +1,10 @@
-"""Checkpoints of a Runner in this process: kept, refused, resumed inside an epoch."""
+"""Checkpoints of a Runner in this process: kept, refused, resumed mid-epoch."""
 
 import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bootmae_mm.engine.hooks.interruption import Interrupted
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.recovery import latest_checkpoint
 from bootmae_mm.engine.runner import Runner
+from bootmae_mm.validation import ConfigError
 from tests.conftest import run_config
 
 
@@ -54,7 +56,7 @@ def test_a_full_disk_is_an_error_before_training(tmp_path, image_folder, monkeyp
     runner = make_runner(tmp_path, image_folder, {})
     monkeypatch.setattr('shutil.disk_usage', lambda path: type('Usage', (), dict(free=1000)))
     (tmp_path / 'work').mkdir(exist_ok=True)
-    left = tmp_path / 'work/.interrupted_7.pth.part'  # by a run that was killed
+    left = tmp_path / 'work/.interrupted_7.pth.part'  # of a killed run
     left.write_bytes(b'half')
     with pytest.raises(OSError, match='a checkpoint takes .* MiB, but .* has 0.0 free'):
         runner.train()
@@ -62,8 +64,8 @@ def test_a_full_disk_is_an_error_before_training(tmp_path, image_folder, monkeyp
     assert runner.iter == 0
 
 
-def test_hooks_see_the_iterations_that_are_left(tmp_path, image_folder):
-    """Epoch, number within the epoch and number of the run: as if nothing had happened."""
+def test_hooks_see_the_remaining_iterations(tmp_path, image_folder):
+    """Epoch, index in the epoch and iteration are those of the uninterrupted run."""
     options = {'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.interval': 3}
 
     def seen(**start):
@@ -84,16 +86,41 @@ def test_hooks_see_the_iterations_that_are_left(tmp_path, image_folder):
 
 
 @pytest.mark.parametrize(
-    'options', [dict(signals=('SIGNONE',)), dict(grace=0), dict(interval=0), dict(status=0), dict(status=200)]
+    ('options', 'message'),
+    [
+        (dict(signals=('SIGNONE',)), r"signals\.0 must be 'SIGTERM', .* but is 'SIGNONE'"),
+        (dict(grace=0), 'grace must be greater than 0, but is 0'),
+        (dict(interval=0), 'interval must be greater than or equal to 1, but is 0'),
+        (dict(interval=1.5), 'interval must be a valid integer, but is 1.5'),
+        (dict(status=0), 'status must be greater than or equal to 1, but is 0'),
+        (dict(status=200), 'status must be less than or equal to 125, but is 200'),
+    ],
 )
-def test_impossible_interruptions(options):
-    with pytest.raises(ValueError, match=f'{next(iter(options))} must be'):
+def test_impossible_interruptions(options, message):
+    with pytest.raises(ConfigError, match=f'^{message}$'):
         InterruptionHook(**options)
-    with pytest.raises(ValueError, match='keep_every must be an int >= 1'):
+
+
+@pytest.mark.parametrize(
+    ('several', 'interval', 'checks'), [(False, 3, [2, 4, 6, 8, 10]), (True, 1, [2, 4, 6, 8, 10]), (True, 3, [6])]
+)
+def test_the_interval_of_interruptions_counts_optimizer_steps(several, interval, checks):
+    """Only several processes wait for the interval; no check in the last iteration of the run."""
+    hook, found = InterruptionHook(interval=interval), []
+    hook._group = object() if several else None
+    hook._agreed = lambda: bool(found.append(runner.iter + 1))
+    runner = SimpleNamespace(max_iters=12, optim_wrapper=SimpleNamespace(_accumulative_counts=2))
+    for runner.iter in range(12):
+        hook.after_train_iter(runner, 0)
+    assert found == checks
+
+
+def test_impossible_milestones():
+    with pytest.raises(ConfigError, match='^keep_every must be greater than or equal to 1, but is 0$'):
         CheckpointHook(keep_every=0)
 
 
-def test_milestones_stay_when_fewer_are_kept_after_a_resume(tmp_path, image_folder):
+def test_milestones_are_kept_if_fewer_checkpoints_are_kept_after_a_resume(tmp_path, image_folder):
     options = {'default_hooks.checkpoint.max_keep_ckpts': 5, 'default_hooks.checkpoint.keep_every': 2}
     make_runner(tmp_path, image_folder, options, epochs=5).train()
     options |= {'load_from': str(tmp_path / 'work/epoch_5.pth'), 'resume': True}
@@ -103,8 +130,8 @@ def test_milestones_stay_when_fewer_are_kept_after_a_resume(tmp_path, image_fold
 
 
 @pytest.mark.parametrize('metrics', [['loss'], ['loss', 'error']])
-def test_the_best_goes_once_a_better_one_is_safe(tmp_path, image_folder, metrics, monkeypatch):
-    """One that cannot be written neither ends the run nor takes the place of the one before."""
+def test_the_best_is_removed_after_a_better_one_is_written(tmp_path, image_folder, metrics, monkeypatch):
+    """One that cannot be written neither ends the run nor replaces the one before."""
     runner = make_runner(tmp_path, image_folder, {}, epochs=2)
     runner.train()
     hook = CheckpointHook(save_best=metrics if len(metrics) > 1 else metrics[0], rule='less')
@@ -120,33 +147,35 @@ def test_the_best_goes_once_a_better_one_is_safe(tmp_path, image_folder, metrics
     assert best(0.7) == sorted(f'best_{metric}_epoch_3.pth' for metric in metrics)
 
     def full(part, path):
-        assert list(folder.glob('best_loss_epoch_3.pth')), 'it must not go before'
+        assert list(folder.glob('best_loss_epoch_3.pth')), 'removed too early'
         raise OSError(28, 'No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr('bootmae_mm.engine.runner.write_durably', full)
+        patch.setattr('bootmae_mm.engine.runner.replace_atomically', full)
         assert best(0.3) == sorted(f'best_{metric}_epoch_3.pth' for metric in metrics)
     assert best(0.4) == sorted(f'best_{metric}_epoch_6.pth' for metric in metrics)
 
 
-def test_a_full_disk_while_the_last_one_is_named(tmp_path, image_folder, monkeypatch):
-    """The checkpoints are there, the oldest goes as ever, and a later start finds the newest."""
+def test_a_full_disk_while_the_last_checkpoint_is_recorded(tmp_path, image_folder, monkeypatch):
+    """Checkpoints are written, the oldest is removed, and a later start finds the newest."""
     runner = make_runner(tmp_path, image_folder, {'default_hooks.checkpoint.max_keep_ckpts': 2}, epochs=3)
-    named = []
+    recorded = []
 
     def full(work_dir, path):
-        named.append(path.name)
+        recorded.append(path.name)
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('bootmae_mm.engine.hooks.checkpoint.name_last', full)
+    monkeypatch.setattr('bootmae_mm.engine.hooks.checkpoint.write_last', full)
     runner.train()
-    assert named == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth'] and runner.epoch == 3
+    assert recorded == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth'] and runner.epoch == 3
     assert names(tmp_path / 'work') == ['epoch_2.pth', 'epoch_3.pth']
     assert latest_checkpoint(tmp_path / 'work') == tmp_path / 'work/epoch_3.pth'
 
 
 @pytest.mark.parametrize(('saved', 'status'), [(None, 1), (Path('interrupted_3.pth'), 75)])
-def test_after_the_grace_time_the_status_says_whether_it_was_saved(tmp_path, image_folder, monkeypatch, saved, status):
+def test_the_status_after_the_grace_time_tells_whether_a_checkpoint_was_saved(
+    tmp_path, image_folder, monkeypatch, saved, status
+):
     runner = make_runner(tmp_path, image_folder, {}, epochs=2)
     hook = InterruptionHook(grace=0.01)
     hook.before_train(runner)
@@ -171,11 +200,11 @@ def test_an_interruption_waits_for_the_step_of_an_accumulation(tmp_path, image_f
 
     runner.register_hook(Ask())
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r'go on with --resume from .*interrupted_4.pth') as interrupted:
+    with pytest.raises(Interrupted, match=r'resume with --resume from .*interrupted_4.pth') as interrupted:
         runner.train()
     assert names(tmp_path / 'work') == ['interrupted_4.pth']
     assert interrupted.value.status == 75 and 60 < interrupted.value.left < 120
-    # Whoever called train() in a program of his own goes on: no handler is left, and no timer that ends the process.
+    # A program that called train() can continue: no handler is left, and no timer that ends the process.
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     hook = next(hook for hook in runner.hooks if isinstance(hook, InterruptionHook))
     hook._watch.join(10)
@@ -183,8 +212,8 @@ def test_an_interruption_waits_for_the_step_of_an_accumulation(tmp_path, image_f
 
 
 @pytest.mark.parametrize(('epoch', 'averaged'), [(1, False), (2, False), (1, True)])
-def test_a_validation_is_given_up(tmp_path, image_folder, epoch, averaged):
-    """The run goes on after it, if any is left; with the weights that were trained, not with averages of them."""
+def test_a_validation_is_abandoned(tmp_path, image_folder, epoch, averaged):
+    """The run resumes after it, with the trained weights, not with their averages."""
     config = run_config(tmp_path / 'config.py', image_folder, epochs=2)
     with open(config, 'a', encoding='utf-8') as text:
         text.write('val_dataloader, val_evaluator, val_cfg = test_dataloader, test_evaluator, dict()\n')
@@ -221,7 +250,7 @@ def test_a_validation_is_given_up(tmp_path, image_folder, epoch, averaged):
             assert torch.equal(end[part][name], value), (part, name)
 
 
-def test_a_validation_alone_is_not_listened_to(tmp_path, image_folder):
+def test_a_validation_without_training_runs(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder, {})
     runner._val_dataloader, runner._val_evaluator = runner._test_dataloader, runner._test_evaluator
     runner._val_loop = dict()
@@ -230,7 +259,7 @@ def test_a_validation_alone_is_not_listened_to(tmp_path, image_folder):
 
 
 @pytest.mark.parametrize('fails', [False, True])
-def test_signals_are_left_as_they_were(tmp_path, image_folder, fails):
+def test_signal_handlers_are_restored(tmp_path, image_folder, fails):
     before = signal.getsignal(signal.SIGTERM)
     runner = make_runner(tmp_path, image_folder, {}, epochs=2)
 
@@ -238,15 +267,15 @@ def test_signals_are_left_as_they_were(tmp_path, image_folder, fails):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             assert signal.getsignal(signal.SIGTERM) is not before
             if fails:
-                raise FloatingPointError('as asked')
+                raise FloatingPointError('on purpose')
 
     runner.register_hook(Fail())
-    with pytest.raises(FloatingPointError, match='as asked') if fails else nullcontext():
+    with pytest.raises(FloatingPointError, match='on purpose') if fails else nullcontext():
         runner.train()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_checkpoint_holds_what_the_model_is(tmp_path, image_folder):
+def test_a_checkpoint_holds_the_weights_of_the_model(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder, {}, epochs=2)
     runner.train()
     state = torch.load(tmp_path / 'work/epoch_2.pth', weights_only=False)['state_dict']

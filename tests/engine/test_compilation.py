@@ -17,7 +17,7 @@ def test_compiled_blocks_compute_the_same(batch, with_cp):
     config['backbone']['with_cp'] = config['neck']['with_cp'] = with_cp
     plain = build(config).train()
     compiled = copy.deepcopy(plain)
-    # Tracing and differentiation are those of any backend; this one needs no compiler.
+    # This backend traces and differentiates like all others, but needs no compiler.
     assert compile_blocks(compiled, backend='aot_eager') == 3 + 3 + 2 + 2
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     data = random_batch(batch)
@@ -31,7 +31,7 @@ def test_compiled_blocks_compute_the_same(batch, with_cp):
 
 
 @pytest.mark.parametrize('drop_path_rate', [0.0, 0.3])
-def test_a_block_is_compiled_in_one_piece(drop_path_rate):
+def test_a_block_is_a_single_graph(drop_path_rate):
     config = tiny_config()
     config['backbone']['drop_path_rate'] = drop_path_rate
     model = build(config).train()
@@ -41,20 +41,20 @@ def test_a_block_is_compiled_in_one_piece(drop_path_rate):
         graphs.append(graph)
         return graph.forward
 
-    compile_blocks(model, backend=backend, fullgraph=True)  # an error where a block would be cut
-    data = random_batch(5)  # enough masked patches for shared mask tokens
+    compile_blocks(model, backend=backend, fullgraph=True)  # an error if a block were split
+    data = random_batch(5)
     model.loss(**data)
-    # Student and teacher, the last block of either apart; both blocks of both decoders.
+    # Student and teacher, each with a variant for its last block; both blocks of both decoders.
     assert len(graphs) >= 2 + 4
     count = len(graphs)
     model.loss(**data)
     assert len(graphs) == count
 
 
-def test_ddp_does_not_cut_blocks(tmp_path):
-    """DDP's own way would make a graph of what lies in a bucket of gradients."""
+def test_ddp_does_not_split_blocks(tmp_path):
+    """By default, torch would split graphs at the buckets of DDP."""
     if torch.distributed.is_initialized():
-        pytest.skip('another test has left a process group')
+        pytest.skip('another test left a process group behind')
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         counts = []
@@ -73,7 +73,7 @@ def test_ddp_does_not_cut_blocks(tmp_path):
         torch._dynamo.reset()
 
 
-def test_a_compiled_run_and_one_where_it_does_not_work(tmp_path, image_folder, caplog):
+def test_a_compiled_run_and_one_with_a_broken_backend(tmp_path, image_folder, caplog):
     runner = make_runner(tmp_path, image_folder)
     hook = CompileHook(options=dict(backend='aot_eager'))
     runner.register_hook(hook)
@@ -83,12 +83,12 @@ def test_a_compiled_run_and_one_where_it_does_not_work(tmp_path, image_folder, c
     runner.model.backbone.layers[0]._compiled_call_impl = None
     hook.before_train(runner)
     log = (next((tmp_path / 'work').glob('*/*.log'))).read_text()
-    assert '10 blocks are compiled' in log and 'torch.compile does not work here, blocks run as they are:' in log
+    assert '10 blocks are compiled' in log and 'torch.compile does not work here, blocks run without it:' in log
     assert runner.model.backbone.layers[0]._compiled_call_impl is None
     CompileHook(enabled=False).before_train(runner)
 
 
-def test_nothing_is_compiled_for_pictures(tmp_path, image_folder):
+def test_pictures_compile_nothing(tmp_path, image_folder):
     counts = []
     for name, options in (('with', {}), ('without', {'default_hooks.reconstruction': None})):
         torch._dynamo.reset()

@@ -1,6 +1,6 @@
-"""float16 with a loss scaler: single overflows are skipped, a run in which all overflow stops.
+"""float16 with a loss scaler: steps that overflow are skipped; a run in which all overflow stops.
 
-mmengine's AmpOptimWrapper asks for a GPU; here it gets the CPU's autocast and scaler instead, the rest is real.
+mmengine's AmpOptimWrapper requires a GPU; here its autocast and scaler are replaced by those of the CPU.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ def make_runner(tmp_path, image_folder, monkeypatch):
 
 
 class Overflow(Hook):
-    """Gradients that are not finite from one iteration to another; notes the weights after each step."""
+    """Makes the gradients of some iterations not finite; records the weights after each step."""
 
     priority = 'LOWEST'
 
@@ -57,7 +57,7 @@ class Overflow(Hook):
 
 
 def test_an_overflow_is_skipped(make_runner):
-    """Neither student nor teacher moves in that step, the scale is halved, and the run goes on."""
+    """Student and teacher do not change in that step, the scale is halved, and training continues."""
     runner = make_runner(**{'train_cfg.max_epochs': 3, 'optim_wrapper.loss_scale': dict(init_scale=1024.0)})
     look = Overflow(3, 4)
     runner.register_hook(look)
@@ -70,8 +70,8 @@ def test_an_overflow_is_skipped(make_runner):
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_the_logged_norm_is_that_of_the_gradients_without_the_scale(make_runner, fused):
-    """A fused optimizer divides by the scale inside its step, after the norm was taken."""
+def test_the_logged_norm_does_not_depend_on_the_loss_scale(make_runner, fused):
+    """A fused optimizer divides by the scale inside its step, after the norm is computed."""
 
     class Look(Hook):
         priority = 'VERY_LOW'
@@ -90,8 +90,8 @@ def test_the_logged_norm_is_that_of_the_gradients_without_the_scale(make_runner,
     assert len(norms[0]) == 2 and norms[1] == pytest.approx(norms[0], rel=0.05)
 
 
-def test_where_every_step_overflows_the_run_stops(make_runner):
+def test_a_run_in_which_every_step_overflows_stops(make_runner):
     runner = make_runner(**{'optim_wrapper.loss_scale': dict(init_scale=2.0**-10)})
     runner.register_hook(Overflow(3, 100))
-    with pytest.raises(FloatingPointError, match='loss scale of float16 has fallen to 3.05e-05 by iteration 7'):
+    with pytest.raises(FloatingPointError, match='loss scale of float16 has fallen to 3.05e-05 at iteration 7'):
         runner.train()

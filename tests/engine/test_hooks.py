@@ -1,4 +1,4 @@
-"""The hooks in real runs of mmengine's Runner."""
+"""The hooks in runs of mmengine's Runner."""
 
 import json
 import random
@@ -14,6 +14,7 @@ from bootmae_mm.engine.hooks.teacher import ema_update
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.schedules import feature_weight, piecewise_linear
 from bootmae_mm.models import BootMAEDataPreprocessor
+from bootmae_mm.validation import ConfigError
 from bootmae_mm.visualization import read_scalars
 from tests.conftest import build, run_config, tiny_config
 
@@ -27,7 +28,7 @@ def make_runner(tmp_path, image_folder, options=None, **changes):
 
 
 class Witness(Hook):
-    """Follows the teacher by hand, from what the optimizer leaves."""
+    """Computes the expected teacher from the student after each optimizer step."""
 
     priority = 'HIGHEST'  # before the EMA hook
 
@@ -55,7 +56,7 @@ class Witness(Hook):
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_teacher_follows_optimizer_steps_only(tmp_path, image_folder, accumulate):
+def test_teacher_moves_after_optimizer_steps_only(tmp_path, image_folder, accumulate):
     runner = make_runner(tmp_path, image_folder, accumulate=accumulate)
     witness = Witness()
     runner.register_hook(witness)
@@ -91,7 +92,7 @@ def test_teacher_is_a_copy_of_loaded_weights_at_a_fresh_start(tmp_path, image_fo
         assert torch.equal(seen[name], value), name
 
 
-def test_ema_update_by_hand_and_exact_where_equal():
+def test_ema_update_is_exact_where_both_are_equal():
     teacher, student = (
         [torch.tensor([1.0, 2.0]), torch.tensor([[0.3]])],
         [torch.tensor([3.0, 2.0]), torch.tensor([[0.3]])],
@@ -112,13 +113,13 @@ def resumed(tmp_path, image_folder, workers, accumulate):
         workers=workers,
         accumulate=accumulate,
     )
-    torch.manual_seed(1234)  # whatever happened in between
+    torch.manual_seed(1234)  # random numbers must not matter
     runner.train()
     return whole, runner
 
 
 @pytest.mark.parametrize(('workers', 'accumulate'), [(0, 1), (2, 2)])
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, image_folder, workers, accumulate):
+def test_resumed_run_is_bit_identical_to_the_uninterrupted_one(tmp_path, image_folder, workers, accumulate):
     whole, runner = resumed(tmp_path, image_folder, workers, accumulate)
     assert runner.iter == whole.iter == 6
     ours, theirs = runner.model.state_dict(), whole.model.state_dict()
@@ -151,7 +152,7 @@ def test_iteration_based_run_shorter_than_an_epoch(tmp_path, image_folder):
     assert runner.model.feature_weight == 0.7  # (0 + 1) / (0.5 * 3 / 4) is more than 1
 
 
-def test_pictures_leave_random_numbers_as_they_were(tmp_path, image_folder):
+def test_pictures_do_not_change_the_random_state(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder)
     runner.model.init_weights()
     runner._train_loop = runner.build_train_loop(runner._train_loop)
@@ -171,7 +172,7 @@ def test_pictures_during_training(tmp_path, image_folder):
     assert runner.model.training
 
 
-def test_curves_that_cannot_be_written_end_no_run(tmp_path, image_folder):
+def test_curves_that_cannot_be_written_do_not_end_the_run(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder)
     (tmp_path / 'work/curves.png').mkdir()
     runner.train()
@@ -193,18 +194,18 @@ def test_evaluation_on_held_out_images(tmp_path, image_folder):
 @pytest.mark.parametrize(
     ('hook', 'options', 'message'),
     [
-        (BootMAEEMAHook, dict(decay=[(0, 1.2)]), 'decay'),
-        (BootMAEEMAHook, dict(decay=[(5, 0.5), (3, 0.6)]), 'rising'),
-        (FeatureWeightHook, dict(weight=-1), 'weight'),
-        (ReconstructionHook, dict(interval=0), 'interval'),
+        (BootMAEEMAHook, dict(decay=[(0, 1.2)]), r'^decay\.0\.1 must be less than or equal to 1, but is 1.2$'),
+        (BootMAEEMAHook, dict(decay=[(5, 0.5), (3, 0.6)]), '^(decay|milestones).*increasing epochs'),
+        (FeatureWeightHook, dict(weight=-1), '^weight must be greater than or equal to 0, but is -1$'),
+        (ReconstructionHook, dict(interval=0), '^interval must be greater than or equal to 1, but is 0$'),
     ],
 )
 def test_impossible_options(hook, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         hook(**options)
 
 
-def test_hooks_are_idle_without_a_momentum_teacher(tmp_path, image_folder):
+def test_hooks_do_nothing_without_a_momentum_teacher(tmp_path, image_folder):
     config = tiny_config(feature_head=None)
     config['neck']['feature'] = None
     runner = make_runner(tmp_path, image_folder, model=config, epochs=2)
@@ -215,7 +216,7 @@ def test_hooks_are_idle_without_a_momentum_teacher(tmp_path, image_folder):
 
 
 def channels_config(tmp_path, channels):
-    """A run on images of 1 or 4 channels, and its folder."""
+    """Config of a run on images with 1 or 4 channels, and their folder."""
     from PIL import Image
 
     folder = tmp_path / 'images'
@@ -244,7 +245,7 @@ def test_runs_on_other_channels_draw_pictures(tmp_path, channels, run_tool):
     assert '8 images' in out and (tmp_path / 'out.png').is_file()
 
 
-def test_a_picture_that_fails_ends_no_run(tmp_path, image_folder, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, image_folder, monkeypatch):
     def fail(*_):
         raise RuntimeError('no font')
 
@@ -253,14 +254,12 @@ def test_a_picture_that_fails_ends_no_run(tmp_path, image_folder, monkeypatch):
     runner.train()
     assert (tmp_path / 'work/epoch_2.pth').is_file() and runner.model.training
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert 'no picture could be drawn, training goes on: RuntimeError: no font' in log
+    assert 'no picture could be drawn, training continues: RuntimeError: no font' in log
 
 
-def test_other_channels_than_those_that_are_normalized():
+def test_images_with_other_channels_than_the_preprocessor():
     preprocessor = BootMAEDataPreprocessor()
-    with pytest.raises(
-        ValueError, match='the images have 4 channels, but mean and std of the data_preprocessor are for 3'
-    ):
+    with pytest.raises(ConfigError, match=r'mean and std .* have 3 channels, but are \(2, 4, 8, 8\)'):
         preprocessor(dict(inputs=torch.zeros(2, 4, 8, 8, dtype=torch.uint8)))
 
 
@@ -272,7 +271,7 @@ def test_sixteen_bits_are_flipped_and_normalized():
 
 
 def test_decay_and_ramp_of_a_run_by_iterations(tmp_path, image_folder):
-    """In every iteration; with positions and lengths in iterations. Four batches an epoch, six iterations."""
+    """Both change in every iteration, with positions in iterations: four batches per epoch, six iterations."""
     options = {
         'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=6),
         'default_hooks.ema.decay': [(0, 0.5), (4, 0.9)],

@@ -1,4 +1,4 @@
-"""Schedules follow the length of a run."""
+"""Schedules are scaled to the length of a run."""
 
 import pytest
 
@@ -13,14 +13,14 @@ def spans(cfg):
     return [(s.get('begin', 0), s.get('end'), s.get('by_epoch', True)) for s in cfg.param_scheduler]
 
 
-def test_the_length_alone_scales_warmup_cosine_and_decay():
+def test_a_new_length_scales_warmup_cosine_and_decay():
     cfg = read_config(PRETRAIN, {'train_cfg.max_epochs': 80})
     assert spans(cfg) == [(0, 4.0, True), (4.0, 80.0, True)]
     assert cfg.default_hooks.ema.decay == [(0, 0.999), (10.0, 0.9999), (40.0, 0.99999)]
 
 
 @pytest.mark.parametrize('name', ['bootmae_vitb', 'bootmae_vitl', 'bootmae_vitb_100e', 'bootmae_vitl_300e'])
-def test_what_is_written_for_its_length_stays(name):
+def test_a_schedule_stated_with_its_length_is_kept(name):
     cfg = read_config(str(ROOT / f'configs/pretrain/{name}.py'))
     end = cfg.train_cfg.max_epochs
     assert cfg.param_scheduler[1].end == end and cfg.param_scheduler[0].end in (20, 40)
@@ -32,14 +32,14 @@ def test_a_child_config_that_changes_the_length(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(f'_base_ = {PRETRAIN!r}\ntrain_cfg = dict(max_epochs=400)\n')
     assert spans(read_config(str(child))) == [(0, 20.0, True), (20.0, 400.0, True)]
-    # A schedule of its own is taken as it is.
+    # Its own schedule is kept.
     child.write_text(
         f"_base_ = {PRETRAIN!r}\ntrain_cfg = dict(max_epochs=400)\nparam_scheduler = [dict(type='ConstantLR', end=9)]\n"
     )
     assert read_config(str(child)).param_scheduler[0].end == 9
 
 
-def test_a_schedule_on_the_command_line_is_taken_as_it_is():
+def test_a_schedule_on_the_command_line_is_kept():
     cfg = read_config(PRETRAIN, {'train_cfg.max_epochs': 80, 'param_scheduler.0.end': 10, 'param_scheduler.1.end': 80})
     assert spans(cfg) == [(0, 10, True), (40, 80, True)]
     assert cfg.default_hooks.ema.decay[-1][0] == 40
@@ -65,7 +65,7 @@ def test_downstream_runs():
     assert [s.end for s in cfg.param_scheduler] == [150, 16000]
 
 
-def test_a_length_in_the_unit_of_the_other_kind_of_run(tmp_path):
+def test_a_length_in_the_wrong_unit(tmp_path):
     with pytest.raises(ValueError, match='max_iters has no effect in this run of 800 epochs.*by_epoch=False too'):
         read_config(PRETRAIN, {'train_cfg.max_iters': 1000})
     with pytest.raises(ValueError, match='max_epochs has no effect in this run of 160000 iterations.*use max_iters'):
@@ -89,7 +89,7 @@ def test_helper_names_for_the_length_are_not_scaled_twice(tmp_path):
     assert cfg.default_hooks.ema.decay == [(0, 0.999), (5.0, 0.9999), (20.0, 0.99999)]
 
 
-def test_a_run_by_iterations_keeps_what_is_given_for_it(tmp_path):
+def test_a_run_by_iterations_keeps_given_intervals(tmp_path):
     options = {'train_cfg.by_epoch': False, 'train_cfg.max_iters': 8000}
     cfg = read_config(PRETRAIN, {**options, 'default_hooks.checkpoint.interval': 50})
     assert (cfg.default_hooks.checkpoint.by_epoch, cfg.default_hooks.checkpoint.interval) == (False, 50)
@@ -106,14 +106,14 @@ def test_a_run_by_iterations_keeps_what_is_given_for_it(tmp_path):
 
 
 def test_downstream_runs_by_iterations():
-    """Validation once an epoch of twelve, and a warm-up of 500 iterations stays one."""
+    """Validation at each twelfth of the run; a warm-up of 500 iterations is kept."""
     config = str(ROOT / 'configs/det/bootmae_vitb_mask_rcnn_1x_coco.py')
     cfg = read_config(config, {'train_cfg.by_epoch': False, 'train_cfg.max_iters': 12000})
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 1000
     assert (cfg.param_scheduler[0].end, cfg.param_scheduler[1].milestones) == (500, [8000, 11000])
 
 
-def test_a_schedule_that_is_changed_in_place_is_taken_as_it_is(tmp_path):
+def test_a_schedule_that_is_changed_in_place_is_kept(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(
         f'_base_ = {PRETRAIN!r}\n_base_.param_scheduler[0].end = 20\n_base_.param_scheduler[1].begin = 20\n'
@@ -122,7 +122,7 @@ def test_a_schedule_that_is_changed_in_place_is_taken_as_it_is(tmp_path):
     assert spans(read_config(str(child))) == [(0, 20, True), (20, 400, True)]
 
 
-def test_an_option_that_is_no_point_in_time_leaves_the_scaling_on():
+def test_an_option_that_is_no_position_does_not_stop_the_scaling():
     cfg = read_config(PRETRAIN, {'train_cfg.max_epochs': 80, 'param_scheduler.1.eta_min': 0.0})
     assert spans(cfg) == [(0, 4.0, True), (4.0, 80.0, True)]
 
@@ -141,14 +141,17 @@ def test_json_and_lazy_configs(tmp_path):
     assert read_config(str(tmp_path / 'lazy.py')).param_scheduler[0].end == 10
 
 
-def test_points_in_time_that_are_none(tmp_path):
-    """They get past the scaling, and are named by the check of settings."""
+def test_positions_that_are_no_numbers(tmp_path):
+    """The scaling leaves them, and check_settings names them."""
     child = tmp_path / 'child.py'
     child.write_text(
         f"_base_ = {PRETRAIN!r}\nparam_scheduler = [dict(type='LinearLR', begin=None, end='abc'), 4]\n"
         'train_cfg = dict(max_epochs=800)\n'
     )
-    for end, message in (("'abc'", 'param_scheduler.0.(begin|end) must be a number'), ('9', 'begin must be a number')):
+    for end, message in (
+        ("'abc'", r'^param_scheduler\.0\.(begin|end) must be a valid number'),
+        ('9', r'^param_scheduler\.0\.begin must be a valid number, but is None'),
+    ):
         child.write_text(child.read_text().replace("'abc'", end))
         cfg = read_config(str(child), {'train_cfg.max_epochs': 5})
         with pytest.raises(ValueError, match=message):

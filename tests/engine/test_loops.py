@@ -1,4 +1,4 @@
-"""An epoch that was interrupted goes on where it was, and the next ones are whole."""
+"""An interrupted epoch resumes at the next batch; the epochs after it are complete."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ BY_ITERATION = {
 
 
 def seen(runner):
-    """Names of the images of each iteration, as the run goes."""
+    """Train; return the mean pixel of each image, by iteration."""
     batches = []
     step = runner.model.train_step
 
@@ -33,7 +33,7 @@ def seen(runner):
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('iteration', [3, 4])
 def test_resumed_inside_and_at_the_end_of_an_epoch(tmp_path, image_folder, iteration, workers):
-    """Four iterations an epoch: the same batches, and the same weights."""
+    """Four iterations per epoch: the same batches and the same weights."""
     options = {**BY_ITERATION}
     whole = seen(make_runner(tmp_path, image_folder, options, batch_size=2, epochs=3, workers=workers))
     assert len(whole) == 12
@@ -44,11 +44,11 @@ def test_resumed_inside_and_at_the_end_of_an_epoch(tmp_path, image_folder, itera
     assert all(torch.equal(value, wanted[name]) for name, value in runner.model.state_dict().items())
 
 
-def test_another_sampler_is_skipped_through(tmp_path, image_folder):
-    """It has no start to set; its batches are loaded and dropped."""
+def test_a_run_with_another_sampler_resumes_mid_epoch(tmp_path, image_folder):
+    """The batches already seen are skipped with any sampler."""
     sampler = {'train_dataloader.sampler': dict(type='DefaultSampler', shuffle=True, seed=3)}
     options = {**BY_ITERATION, **sampler}
-    # Crops differ from run to run, for no seeds come from this sampler; so the middle of each image, whole.
+    # This sampler gives no seeds, so random crops would differ from run to run.
     crop = dict(type='CenterCrop', crop_size=(48, 32))
     options['train_dataloader.dataset.pipeline'] = [
         dict(type='bootmae_mm.LoadRGB'),
@@ -66,7 +66,7 @@ def by_iteration(**changes):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_run_by_iterations_resumes_exactly_and_loads_nothing_twice(tmp_path, image_folder, workers):
-    """Four batches an epoch, eleven iterations; the seventh is inside the second epoch."""
+    """Four batches per epoch, eleven iterations; the run resumes in the middle of the second epoch."""
     whole = seen(make_runner(tmp_path, image_folder, by_iteration(), batch_size=2, workers=workers))
     assert len(whole) == 11 and sorted(sum(whole[:4], [])) != sorted(sum(whole[4:8], []))  # other crops
     wanted = torch.load(tmp_path / 'work/iter_11.pth', weights_only=False)['state_dict']
@@ -75,7 +75,7 @@ def test_a_run_by_iterations_resumes_exactly_and_loads_nothing_twice(tmp_path, i
     dataset = runner.train_dataloader.dataset
     assert seen(runner) == whole[6:]
     assert all(torch.equal(value, wanted[name]) for name, value in runner.model.state_dict().items())
-    if not workers:  # two batches of the second epoch, three of the third, and those of the pictures
+    if not workers:  # two batches of the second epoch, three of the third, and those drawn by ReconstructionHook
         assert int(dataset._seen.sum()) <= 8
 
 
@@ -96,8 +96,8 @@ def test_an_endless_sampler_is_skipped_without_loading(tmp_path, image_folder, m
     assert seen(runner) == whole[9:] and len(loads) == 4
 
 
-def test_an_inherited_run_by_iterations_saves_on_its_way(tmp_path, image_folder):
-    """Checkpoints of every tenth epoch of a hundred: ten in a run by iterations, too; pictures likewise."""
+def test_intervals_of_checkpoints_and_pictures_are_scaled_in_a_run_by_iterations(tmp_path, image_folder):
+    """A config with ten checkpoints and two pictures in 100 epochs writes as many in 20 iterations."""
     config = run_config(tmp_path / 'config.py', image_folder, epochs=100)
     config.write_text(
         config.read_text()

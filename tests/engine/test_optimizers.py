@@ -1,3 +1,5 @@
+"""Optimizer wrappers and their constructors: parameter groups, learning rates, precision."""
+
 import math
 
 import pytest
@@ -11,6 +13,7 @@ from bootmae_mm.engine.optimizers import (
     GroupedOptimWrapperConstructor,
     LayerDecayOptimWrapperConstructor,
 )
+from bootmae_mm.validation import ConfigError
 from tests.conftest import ROOT, build, tiny_config
 
 
@@ -39,7 +42,7 @@ def test_groups_parameter_by_parameter(model):
 
 
 def test_unknown_option():
-    with pytest.raises(ValueError, match='norm_decay_mult'):
+    with pytest.raises(ConfigError, match=r"^paramwise_cfg has unknown option\(s\) \['norm_decay_mult'\]"):
         GroupedOptimWrapperConstructor(dict(optimizer=dict(type='SGD')), dict(norm_decay_mult=0))
 
 
@@ -63,7 +66,7 @@ def test_key_bias_stays_zero_under_adamw(batch):
 )
 def test_learning_rate_of_every_iteration(name, low, epochs):
     cfg = Config.fromfile(ROOT / f'configs/pretrain/{name}.py')
-    length = 5  # iterations an epoch
+    length = 5  # iterations per epoch
     high = cfg.optim_wrapper.optimizer.lr
     assert high == pytest.approx(2.4e-3)
     parameter = torch.nn.Parameter(torch.zeros(1))
@@ -94,12 +97,12 @@ def test_autocast_without_loss_scaling(model, batch):
     full = AutocastOptimWrapper(optimizer=wrapper.optimizer, dtype='float32')
     with full.optim_context(model):
         assert (batch['inputs'].flatten(1)[:, :24] @ torch.zeros(24, 2)).dtype == torch.float32
-    with pytest.raises(ValueError, match='AmpOptimWrapper'):
+    with pytest.raises(ConfigError, match="^dtype must be 'bfloat16' or 'float32', but is 'float16'$"):
         AutocastOptimWrapper(optimizer=wrapper.optimizer, dtype='float16')
 
 
 def depth_by_the_rule(name: str, layers: int) -> int:
-    """Depth of a parameter of a model with a backbone, read off its name."""
+    """Expected depth of a parameter of a model with a backbone, from its name."""
     if not name.startswith('backbone.'):
         return layers + 1
     name = name[len('backbone.') :]
@@ -157,13 +160,14 @@ def test_layer_decay_of_a_bare_backbone(model):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (None, 'must be in'),
-        (dict(layer_decay_rate=1.5), 'must be in'),
-        (dict(decay_rate=0.5), "unknown option .'decay_rate'"),
+        (None, r'paramwise_cfg\.layer_decay_rate is missing'),
+        (dict(layer_decay_rate=1.5), r'paramwise_cfg\.layer_decay_rate must be less than or equal to 1, but is 1.5'),
+        (dict(layer_decay_rate=0), r'paramwise_cfg\.layer_decay_rate must be greater than 0, but is 0'),
+        (dict(decay_rate=0.5), r"paramwise_cfg has unknown option\(s\) \['decay_rate'\]; .*layer_decay_rate"),
     ],
 )
-def test_layer_decay_without_a_rate(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_options_of_layer_decay(options, message):
+    with pytest.raises(ConfigError, match=f'^{message}'):
         LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=1.0)), options)
 
 

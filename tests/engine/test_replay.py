@@ -1,4 +1,4 @@
-"""Iterations of the real Runner, repeated with the arithmetic of the authors' loop written down by itself."""
+"""Iterations of the Runner, compared with a separate implementation of the authors' training loop."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ EPOCHS, LENGTH, PEAK, LOW = 4, 4, 1e-3, 1e-5
 
 
 class Record(Hook):
-    """Keeps the batches of a run as the model gets them, and the weights it starts from."""
+    """Records the preprocessed batches of a run, and the initial model."""
 
     priority = 'LOWEST'
 
@@ -33,7 +33,7 @@ class Record(Hook):
 
 
 def learning_rate(iteration):
-    """``cosine_scheduler`` of the authors' utils.py, with a warm-up of one epoch."""
+    """Learning rate by ``cosine_scheduler`` of the authors' utils.py, with a warm-up of one epoch."""
     if iteration < LENGTH:
         return PEAK * iteration / (LENGTH - 1)
     progress = (iteration - LENGTH) / (EPOCHS * LENGTH - LENGTH)
@@ -41,13 +41,13 @@ def learning_rate(iteration):
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_a_run_is_the_arithmetic_of_the_authors_loop(tmp_path, image_folder, accumulate):
+def test_a_run_equals_the_authors_training_loop(tmp_path, image_folder, accumulate):
     runner = make_runner(
         tmp_path,
         image_folder,
         {
             'default_hooks.reconstruction': None,
-            # The ramp of the feature loss takes a quarter of the run in the paper; of four epochs, half.
+            # In the paper, the feature loss ramps up over a quarter of the run; here, over half of four epochs.
             'default_hooks.feature_weight': dict(type='bootmae_mm.FeatureWeightHook', weight=1.0, ramp=0.5),
         },
         batch_size=2,

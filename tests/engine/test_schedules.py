@@ -1,12 +1,15 @@
+"""Schedules of the decay and of the feature loss, compared with the authors'."""
+
 import pytest
 
 from bootmae_mm.engine.schedules import feature_weight, piecewise_linear
+from bootmae_mm.validation import ConfigError
 
 BASE = [(0, 0.999), (100, 0.9999), (400, 0.99999)]
 
 
 def authors_decay(epoch, dynamic):
-    """utils.py: adjust_ema_momentum of the authors, written out."""
+    """``adjust_ema_momentum`` of the authors' utils.py."""
     if epoch < 100:
         return 0.999 + epoch / 100 * (0.9999 - 0.999)
     return 0.9999 + min(300, epoch - 100) / 300 * (0.99999 - 0.9999) if dynamic else 0.9999
@@ -27,7 +30,7 @@ def test_constant_outside():
 
 @pytest.mark.parametrize('milestones', [[], [(3, 0.1), (3, 0.2)], [(3, 0.1), (1, 0.2)]])
 def test_impossible_milestones(milestones):
-    with pytest.raises(ValueError, match='rising'):
+    with pytest.raises(ConfigError, match='pairs with increasing epochs, but'):
         piecewise_linear(0, milestones)
 
 
@@ -37,6 +40,6 @@ def test_feature_weight_is_the_authors(epoch):
     assert feature_weight(epoch, 800, 0.7) == pytest.approx(wanted)
 
 
-def test_feature_weight_reaches_its_value_at_a_quarter_and_may_be_constant():
+def test_feature_weight_is_constant_after_a_quarter_or_without_a_ramp():
     assert feature_weight(198, 800) < 1 == feature_weight(199, 800)
     assert feature_weight(0, 800, 0.3, ramp=0) == 0.3

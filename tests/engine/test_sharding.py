@@ -1,4 +1,4 @@
-"""A model divided among two real processes (gloo) against one that is whole in each."""
+"""A sharded model on two processes (gloo), compared with an unsharded one."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def launch(config, work_dir, *arguments):
 
 
 def assert_same_states(one, other):
-    """Weights and optimizer of two checkpoints agree, as whole tensors."""
+    """Compare weights and optimizer states of two checkpoints as full tensors."""
     one, other = (torch.load(path, weights_only=False) for path in (one, other))
     for name, value in one['state_dict'].items():
         torch.testing.assert_close(other['state_dict'][name], value, rtol=1e-4, atol=1e-6, msg=name)
@@ -35,12 +35,12 @@ def assert_same_states(one, other):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
-def test_sharded_training_is_that_of_whole_models(tmp_path, image_folder):
+def test_sharded_training_equals_unsharded_training(tmp_path, image_folder):
     whole = run_config(tmp_path / 'whole.py', image_folder, batch_size=2, accumulate=1)
     sharded = tmp_path / 'sharded.py'
     sharded.write_text(whole.read_text() + SHARDED)
     launch(whole, tmp_path / 'whole')
-    # Blocks that are computed again in the backward pass must be gathered again.
+    # With activation checkpointing, blocks are gathered a second time in the backward pass.
     checkpointing = ['--cfg-options', 'model.backbone.with_cp=True', 'model.neck.with_cp=True']
     said = launch(sharded, tmp_path / 'sharded', *checkpointing)
     here, everywhere = re.search(r'([\d,]+) of ([\d,]+) weights', said).groups()
@@ -53,13 +53,13 @@ def test_sharded_training_is_that_of_whole_models(tmp_path, image_folder):
     pictures = sorted(path.name for path in (tmp_path / 'whole').rglob('reconstruction*.png'))
     assert pictures and pictures == sorted(path.name for path in (tmp_path / 'sharded').rglob('reconstruction*.png'))
 
-    # A sharded run goes on from a checkpoint of one that is not. (The other way: they hold the same, as was just seen.)
+    # A sharded run resumes from an unsharded checkpoint. (The other direction needs no test: both have equal content.)
     (tmp_path / 'resumed').mkdir()
     shutil.copy(tmp_path / 'whole/epoch_2.pth', tmp_path / 'resumed')
     launch(sharded, tmp_path / 'resumed', '--resume')
     assert_same_states(tmp_path / 'whole/epoch_3.pth', tmp_path / 'resumed/epoch_3.pth')
 
-    # One process alone evaluates it.
+    # Evaluation on one process.
     status, _, err = shell(
         sys.executable, ROOT / 'tools/test.py', sharded, tmp_path / 'sharded/epoch_3.pth', '--work-dir', tmp_path / 'c'
     )

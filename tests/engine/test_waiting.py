@@ -1,4 +1,4 @@
-"""Between two log lines nothing waits for the device."""
+"""Iterations wait for the device only where they log."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.test_hooks import make_runner
 
-# Operators whose result, or the shape of it, is a value that lies on the device.
+# Operators whose result, or its shape, depends on values on the device.
 WAITING = ('_local_scalar_dense', 'nonzero', 'is_nonzero', 'masked_select', 'unique', '_unique2', 'equal', 'bincount')
-# Methods that copy to the host; on a CPU they reach no operator.
+# Methods that copy to the host; on a CPU they call no operator.
 COPYING = ('tolist', 'numpy', 'cpu')
 
 
 class Waits(TorchDispatchMode):
-    """Counts, for every iteration, what would wait if the tensors were on a GPU."""
+    """Records, for every iteration, the calls that would wait if the tensors were on a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Waits(TorchDispatchMode):
 
 
 class Steps(Hook):
-    """Says which part of an iteration is the step: from where the batch is there to where the next one is asked for."""
+    """Enables the record during the step: from the loaded batch to the request for the next one."""
 
     priority = 'LOWEST'
 
@@ -65,10 +65,10 @@ def test_only_the_iterations_that_log_wait(tmp_path, image_folder, monkeypatch):
     runner.register_hook(Steps(waits))
     with waits:
         runner.train()
-    # Eight images, so eight iterations an epoch; two of them log.
+    # Eight images, so eight iterations per epoch; two of them log.
     assert runner.iter == 24
     logged = {iteration for iteration in range(24) if iteration % 4 == 3}
-    # (The hooks' last one runs before the count of iterations is raised.)
+    # (The last hook runs before the iteration is counted.)
     assert waits.found.keys() == logged, waits.found
     assert all(set(names) == {'tolist'} for names in waits.found.values()), waits.found
 
@@ -89,5 +89,5 @@ def test_cuda_agrees(tmp_path, image_folder):
     options = {'default_hooks.logger.interval': 4, 'optim_wrapper.optimizer.fused': True}
     runner = make_runner(tmp_path, image_folder, options, batch_size=1)
     runner.register_hook(Forbid())
-    runner.train()  # a wait where none is allowed is an error
+    runner.train()  # a forbidden wait is an error
     assert runner.iter == 24

@@ -1,15 +1,18 @@
+"""Probes of frozen features, and the metric of pretraining."""
+
 import numpy as np
 import pytest
 import torch
 
 from bootmae_mm.evaluation import PretrainLoss, knn_accuracies, knn_accuracy, linear_accuracy, pooled_features
+from bootmae_mm.validation import ConfigError
 from tests.conftest import build, tiny_config
 
 
 def clusters(count=60, noise=0.3):
-    centres = torch.eye(3, 5) * 3
+    centers = torch.eye(3, 5) * 3
     labels = torch.arange(count) % 3
-    return centres[labels] + noise * torch.randn(count, 5), labels
+    return centers[labels] + noise * torch.randn(count, 5), labels
 
 
 def test_knn_by_hand():
@@ -27,22 +30,23 @@ def test_knn_by_hand():
         found = knn_accuracies(train, train_labels, test, test_labels, ks=(1, 5), max_elements=elements)
         assert found[5] == right / 30
         assert found[1] == knn_accuracy(train, train_labels, test, test_labels, k=1)
-    with pytest.raises(ValueError, match='1..20'):
-        knn_accuracy(train, train_labels, test, test_labels, k=21)
-    with pytest.raises(ValueError, match='temperature must be above 0, but is 0'):
+    for k in (0, 21):
+        with pytest.raises(ConfigError, match=rf'k in 1\.\.20, but they are 0.07 and \({k},\)'):
+            knn_accuracy(train, train_labels, test, test_labels, k=k)
+    with pytest.raises(ConfigError, match='temperature must be positive .*, but they are 0 and'):
         knn_accuracy(train, train_labels, test, test_labels, k=1, temperature=0)
 
 
-def test_near_neighbours_outvote_more_distant_ones():
+def test_near_neighbors_outvote_distant_ones():
     angles = torch.tensor([0.05, 1.0, -1.0])
     train, labels = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([0, 1, 1])
     test = torch.tensor([[1.0, 0.0]])
-    # exp(cos / 0.07): 1.6 million for the near one, 2 * 2,200 for the others; hot, all weigh about the same.
+    # exp(cos / 0.07) is 1.6 million for the near one and 2 * 2,200 for the others; at 10 all weigh alike.
     assert knn_accuracy(train, labels, test, torch.tensor([0]), k=3) == 1.0
     assert knn_accuracy(train, labels, test, torch.tensor([0]), k=3, temperature=10.0) == 0.0
 
 
-def test_probes_tell_separable_from_shuffled_labels():
+def test_probes_distinguish_separable_from_shuffled_labels():
     train, test = clusters(), clusters()
     assert knn_accuracy(*train, *test, k=3) == linear_accuracy(*train, *test) == 1.0
     shuffled = train[1][torch.randperm(60)]

@@ -1,3 +1,5 @@
+"""The scenes of digits: reproducible files in the layouts of COCO, ADE20K and ImageNet."""
+
 import hashlib
 import json
 
@@ -45,7 +47,7 @@ def test_coco_file_agrees_with_the_segmentation_maps(scenes, split):
         picture = Image.open(root / 'images' / split / image['file_name'])
         assert picture.size == (image['width'], image['height']) == seg.shape[::-1] and picture.mode == 'RGB'
         assert set(np.unique(seg)) <= set(range(12)) and (seg == 1).any()
-        rest = seg > 1
+        unexplained = seg > 1
         for annotation in coco.loadAnns(coco.getAnnIds(image['id'])):
             mask = coco.annToMask(annotation).astype(bool)
             rows, columns = np.nonzero(mask)
@@ -56,14 +58,14 @@ def test_coco_file_agrees_with_the_segmentation_maps(scenes, split):
                 rows.max() - rows.min() + 1,
             ]
             assert annotation['area'] == mask.sum()
-            # ADE20K's map says the same digit, or nothing where too little of it is seen.
+            # The segmentation map has the same digit, or no digit where too little of it is visible.
             wanted = 0 if annotation['iscrowd'] else annotation['category_id'] + 1
             assert (seg[mask] == wanted).all()
-            rest &= ~mask
-        assert not rest.any()  # every digit of the map is an instance
+            unexplained &= ~mask
+        assert not unexplained.any()  # every digit of the map is an instance
 
 
-def test_masks_do_not_overlap_and_the_hidden_are_marked(scenes):
+def test_masks_do_not_overlap_and_hidden_digits_are_crowds(scenes):
     root, summary = scenes
     coco = COCO(root / 'instances_training.json')
     for image in coco.imgs:
@@ -73,8 +75,8 @@ def test_masks_do_not_overlap_and_the_hidden_are_marked(scenes):
     assert hidden == summary['training']['hidden'] and 0 < hidden < summary['training']['digits'] / 2
 
 
-def test_digits_are_brighter_than_what_they_lie_on():
-    """The mask is where the digit is: one white digit on its own."""
+def test_digits_are_brighter_than_their_background():
+    """The mask covers the digit: one white digit alone."""
     digit = np.zeros((1, 32, 32), np.uint8)
     digit[:, 8:24, 12:20] = 255
     scene = make_scene(digit, np.array([7]), np.random.RandomState(5), size=64)

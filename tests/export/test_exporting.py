@@ -1,4 +1,4 @@
-"""Every export is loaded with the real library and gives the same features."""
+"""Exports, loaded with the libraries they are for, give the same features."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from safetensors import safe_open
 from bootmae_mm.export.exporting import export, read_encoder
 from bootmae_mm.export.preprocessing import Preprocessing, read_preprocessing
 from bootmae_mm.models import BootMAEViT
+from bootmae_mm.validation import ConfigError
 from tests.checkpoints.test_official import SIZES, official_checkpoint
 from tests.conftest import TINY_ARCH, build, tiny_config
 
@@ -20,7 +21,7 @@ SQUARE = dict(type='bootmae_mm.BootMAEViT', arch=dict(TINY_ARCH), img_size=32, p
 
 
 def save(path, backbone=SQUARE):
-    """A checkpoint as a Runner writes it, with weights that are not at their initial values."""
+    """Write a checkpoint as a Runner does, with weights other than the initial ones."""
     config = tiny_config(backbone=dict(backbone))
     model = build(config)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(cfg=f'model = {config!r}\n')), path)
@@ -34,7 +35,7 @@ def encoder(tmp_path):
 
 
 def close(found, wanted, share=1e-5):
-    """Within a share of the values' scale."""
+    """Assert that values agree within a share of the largest one."""
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= share * wanted.abs().max()
 
@@ -50,7 +51,7 @@ def test_timm(encoder, tmp_path):
     assert tuple(timm.data.resolve_model_data_config(model)['mean']) == (0.5, 0.5, 0.5)
     with safe_open(folder / 'model.safetensors', 'pt') as file:
         assert file.metadata()['source'] == 'epoch_1.pth'
-    # Its names are those of timm's own ViT-B.
+    # The names are those of timm's own ViT-B.
     names = set(timm.create_model('vit_base_patch16_224', num_classes=0).state_dict())
     assert set(model.state_dict()) == {
         name for name in names if not name.startswith('blocks') or name[7] in '012' and name[8] == '.'
@@ -58,7 +59,7 @@ def test_timm(encoder, tmp_path):
 
 
 @torch.no_grad()
-def test_timm_image_that_is_not_square(tmp_path):
+def test_timm_with_images_that_are_not_square(tmp_path):
     timm = pytest.importorskip('timm')
     save(tmp_path / 'x.pth', dict(SQUARE, img_size=(32, 48)))
     encoder = read_encoder(tmp_path / 'x.pth', prefix='teacher.')
@@ -140,12 +141,12 @@ def test_an_encoder_fine_tuned_for_classification(tmp_path):
     close(theirs.eval()(images), wanted)
     session = runtime.InferenceSession(str(export(encoder, 'onnx', tmp_path / 'o', 'ft.pth', preprocessing=PAPER)))
     close(torch.from_numpy(session.run(['features'], dict(images=images.numpy()))[0]), wanted, share=1e-4)
-    with pytest.raises(ValueError, match='ViTModel has its norm before the mean.*--to timm'):
+    with pytest.raises(ConfigError, match='ViTModel has its norm before the mean.*--to timm'):
         export(encoder, 'hf', tmp_path / 'h', 'ft.pth', preprocessing=PAPER)
 
 
 @torch.no_grad()
-def test_another_epsilon_and_grey_images(tmp_path):
+def test_another_epsilon_and_gray_images(tmp_path):
     transformers = pytest.importorskip('transformers')
     config = tiny_config(backbone=dict(SQUARE, in_channels=1, norm_cfg=dict(type='LN', eps=1e-2)))
     config['data_preprocessor'] = dict(type='bootmae_mm.BootMAEDataPreprocessor', mean=[127.5], std=[127.5])
@@ -157,11 +158,11 @@ def test_another_epsilon_and_grey_images(tmp_path):
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     images = torch.randn(2, 1, 32, 32)
     close(model(images).last_hidden_state, encoder(images)[0])
-    with pytest.raises(ValueError, match='eps of 1e-6, those of this encoder 0.01'):
+    with pytest.raises(ConfigError, match='norms of timm.* eps of 1e-6, those of this encoder 0.01'):
         export(encoder, 'timm', tmp_path / 't', 'x.pth', preprocessing=PAPER)
 
 
-def test_a_url_is_exported_to_the_folder_one_is_in(tmp_path, monkeypatch, run_tool):
+def test_a_url_is_exported_to_the_current_folder(tmp_path, monkeypatch, run_tool):
     save(tmp_path / 'epoch_1.pth')
     here = tmp_path / 'here'
     here.mkdir()
@@ -186,19 +187,19 @@ def test_the_authors_checkpoint_with_a_config(tmp_path, run_tool):
     assert status == 0, message
     assert (tmp_path / 'theirs_timm/model.safetensors').is_file() and 'theirs_timm' in out
     status, _, message = run_tool('export.py', tmp_path / 'theirs.pth', '--to', 'hf')
-    assert status == 1 and 'holds no config; name one with --config' in message
+    assert status == 1 and 'holds no config; give one with --config' in message
 
 
-def test_what_cannot_be_exported(tmp_path, run_tool):
+def test_unsupported_encoders_and_targets(tmp_path, encoder, run_tool):
     seg = dict(SQUARE, layer_scale_init_value=1.0)
     config = tiny_config(backbone=seg)
     torch.save(dict(state_dict=build(config).state_dict(), meta=dict(cfg=f'model = {config!r}\n')), tmp_path / 'x.pth')
     status, _, message = run_tool('export.py', tmp_path / 'x.pth', '--to', 'timm')
-    assert status == 1 and 'layer scale or relative-position bias (layers.0.attn.gamma1.weight)' in message
+    assert status == 1 and 'cannot be exported' in message and 'layers.0.attn.gamma1.weight' in message
     status, _, message = run_tool('export.py', tmp_path / 'none.pth', '--to', 'timm')
     assert status == 1 and 'no checkpoint' in message
-    with pytest.raises(ValueError, match='unknown target'):
-        export(None, 'jax', tmp_path, '', PAPER)
+    with pytest.raises(ConfigError, match=r"'jax'.*timm, hf, mmpretrain, onnx"):
+        export(encoder, 'jax', tmp_path, '', PAPER)
 
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -206,7 +207,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 @pytest.fixture
 def photograph(tmp_path):
-    """A run with statistics of its own and bilinear resizing, and a picture file."""
+    """A run with other statistics and bilinear resizing, and an image file."""
     config = tiny_config(backbone=dict(SQUARE))
     config['data_preprocessor'] = dict(type='bootmae_mm.BootMAEDataPreprocessor', mean=list(MEAN), std=list(STD))
     pipeline = [
@@ -221,13 +222,13 @@ def photograph(tmp_path):
 
 
 def own_features(folder, picture):
-    """What the run's encoder makes of pixels that are prepared by hand."""
+    """Features of the run's encoder for pixels that are preprocessed by hand."""
     pixels = (np.asarray(picture, dtype=np.float32) - np.float32(MEAN)) / np.float32(STD)
     return read_encoder(folder / 'run.pth')(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
 
 
 @torch.no_grad()
-def test_timm_from_a_picture_file_to_features(tmp_path, photograph, run_tool):
+def test_timm_from_an_image_file_to_features(tmp_path, photograph, run_tool):
     timm = pytest.importorskip('timm')
     status, _, message = run_tool('export.py', tmp_path / 'run.pth', '--to', 'timm', '--out', tmp_path / 'timm')
     assert status == 0, message
@@ -240,7 +241,7 @@ def test_timm_from_a_picture_file_to_features(tmp_path, photograph, run_tool):
 
 
 @torch.no_grad()
-def test_huggingface_from_a_picture_file_to_features(tmp_path, photograph, run_tool):
+def test_huggingface_from_an_image_file_to_features(tmp_path, photograph, run_tool):
     transformers = pytest.importorskip('transformers')
     status, _, message = run_tool('export.py', tmp_path / 'run.pth', '--to', 'hf', '--out', tmp_path / 'hf')
     assert status == 0, message
@@ -266,7 +267,7 @@ def test_statistics_in_the_metadata(tmp_path, photograph, run_tool, target):
 
 
 def test_statistics_of_other_channels(tmp_path, photograph):
-    with pytest.raises(ValueError, match='data_preprocessor.mean has 3 values, the encoder 4 channels'):
+    with pytest.raises(ConfigError, match='data_preprocessor.mean has 3 values, the encoder 4 channels'):
         read_preprocessing(tmp_path / 'run.pth', channels=4)
 
 
@@ -279,7 +280,7 @@ def test_statistics_of_other_channels(tmp_path, photograph):
     ],
 )
 @pytest.mark.parametrize('wrapped', [True, False])
-def test_the_pipeline_of_evaluation_is_what_counts(tmp_path, steps, interpolation, crop, wrapped):
+def test_preprocessing_is_that_of_the_evaluation_pipeline(tmp_path, steps, interpolation, crop, wrapped):
     dataset = dict(dataset=dict(pipeline=steps)) if wrapped else dict(pipeline=steps)
     train = dict(dataset=dict(pipeline=[dict(type='RandomResizedCrop', scale=32, interpolation='nearest')]))
     config = tmp_path / 'config.py'
@@ -288,7 +289,7 @@ def test_the_pipeline_of_evaluation_is_what_counts(tmp_path, steps, interpolatio
     assert (found.interpolation, found.crop_pct) == (interpolation, crop)
 
 
-def test_statistics_of_a_preprocessor_without_any(tmp_path):
+def test_a_preprocessor_without_statistics(tmp_path):
     config = tmp_path / 'config.py'
     config.write_text('data_preprocessor = dict(num_classes=3)\n')
     found = read_preprocessing('unused.pth', config)

@@ -1,4 +1,4 @@
-"""A table at the end: each fault, how often it was tried, and what became of the runs."""
+"""A summary table: tries and outcomes of each fault."""
 
 from collections import Counter
 
@@ -9,12 +9,12 @@ from tests.faults.runs import STEPS, run
 
 
 def pytest_collection_modifyitems(items):
-    """The hour's training first: the other tests run beside it."""
+    """Start with the soak test, so that the other tests run in parallel to it."""
     items.sort(key=lambda item: 'test_soak' not in item.nodeid)
 
 
 def fault_of(node):
-    """The name of a test as that of a fault; tries that only have a number are of the same one."""
+    """Name of the fault that a test injects; numbered tries have the same name."""
     name = node.rsplit('::test_', 1)[-1]
     fault = name.split('[')[0].replace('_', ' ')
     if '[' in name and not name.split('[')[1].rstrip(']').isdigit():
@@ -23,7 +23,7 @@ def fault_of(node):
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    # Of each test the worst: an error of its set-up, or the death of the process it ran in, is a fault not survived.
+    # The worst outcome of each test; an error in its setup, or a crash of its process, counts as lost.
     outcomes: dict[str, str] = {}
     measured = {}
     for outcome in ('passed', 'skipped', 'failed', 'error'):
@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
 
 @pytest.fixture(scope='session')
 def uninterrupted(tmp_path_factory):
-    """The end of a run that nothing happened to, for one and two processes: made once."""
+    """Config and last checkpoint of an uninterrupted run, for one or two processes; each runs once."""
     folder = tmp_path_factory.mktemp('uninterrupted')
     images = write_images(folder / 'images', 8)
     made = {}

@@ -1,4 +1,4 @@
-"""Real runs of tools/train.py: started, waited for, compared."""
+"""Runs of tools/train.py: start, wait, compare."""
 
 import json
 import subprocess
@@ -46,18 +46,18 @@ def run(*arguments, **options):
 
 
 def steps_logged(work_dir):
-    """The last iteration that the newest log has."""
+    """Last iteration in the newest log."""
     logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     lines = logs[-1].read_text().splitlines() if logs else []
     return max((json.loads(line).get('step', 0) for line in lines if line.endswith('}')), default=0)
 
 
 def wait_for(process, work_dir, step, logs=0, limit=120):
-    """Wait until a run has logged an iteration; ``logs`` is how many logs there were before it."""
+    """Wait until a run has logged an iteration; ``logs`` is the number of logs before its start."""
     end = time.monotonic() + limit
     over = False
     while not over:
-        over = time.monotonic() > end or process.poll() is not None  # looked at once more after that
+        over = time.monotonic() > end or process.poll() is not None  # checked once more after that
         if len(list(Path(work_dir).glob('*/vis_data/scalars.json'))) > logs and steps_logged(work_dir) >= step:
             return
         time.sleep(0.002)
@@ -67,9 +67,9 @@ def wait_for(process, work_dir, step, logs=0, limit=120):
 
 
 def children(pid, command='train.py'):
-    """Processes that a process has started, oldest first; those with something in their command line.
+    """Child processes whose command line contains ``command``, oldest first.
 
-    Without that it might be git, which mmengine asks for its version at each checkpoint.
+    Others are ignored, such as git, which mmengine runs at each checkpoint.
     """
     found = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
     return [int(child) for child in found if command in command_line(child)]
@@ -83,13 +83,13 @@ def command_line(pid):
 
 
 def ranks(launcher):
-    """The processes that torchrun started: children of a child of the script, not workers of their loaders."""
+    """Processes started by torchrun, which is a child of the script; not the workers of their loaders."""
     (torchrun,) = children(launcher.pid, 'torch')
     return children(torchrun)
 
 
 def assert_equal(one, other):
-    """Two checkpoints hold the same bits: student, teacher, optimizer, schedules."""
+    """Check that two checkpoints are bit-identical: student, teacher, optimizer, schedules."""
     one, other = (torch.load(path, weights_only=False) for path in (one, other))
     assert one['state_dict'].keys() == other['state_dict'].keys()
     for name, value in one['state_dict'].items():
@@ -103,7 +103,7 @@ def assert_equal(one, other):
 
 
 def tries(short, long):
-    """How often a fault is tried: `make test-faults` asks for the long form."""
+    """Number of tries of a fault in the short and the long form; `make test-faults` runs the long one."""
     return pytest.mark.parametrize(
         'number', [pytest.param(i, marks=[] if i < short else [pytest.mark.long]) for i in range(long)]
     )

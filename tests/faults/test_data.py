@@ -1,4 +1,4 @@
-"""A real run on a folder in which almost every picture is odd."""
+"""A run on a folder of unusual and broken images."""
 
 import os
 
@@ -14,41 +14,41 @@ CROP = ['train_dataloader.num_workers=2', 'default_hooks.reconstruction=None', '
 
 @pytest.fixture
 def odd_folder(tmp_path):
-    """16 pictures that are read, converted where needed, and the names of those that are not."""
+    """Folder with 16 readable images and some that are not readable; the names of the latter."""
     folder = write_images(tmp_path / 'images', 6)
     pixels = (np.add.outer(np.arange(40), np.arange(60)) * 2).astype(np.uint8)
-    grey, colours = Image.fromarray(pixels), Image.fromarray(np.stack([pixels, pixels[::-1], pixels[:, ::-1]], 2))
-    palette = colours.quantize(16)
+    gray, colors = Image.fromarray(pixels), Image.fromarray(np.stack([pixels, pixels[::-1], pixels[:, ::-1]], 2))
+    palette = colors.quantize(16)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    grey.save(folder / 'grey.jpg')
-    colours.convert('CMYK').save(folder / 'cmyk.jpg')
+    exif[0x0112] = 6  # rotate by 90 degrees
+    gray.save(folder / 'gray.jpg')
+    colors.convert('CMYK').save(folder / 'cmyk.jpg')
     Image.fromarray(pixels.astype(np.uint16) * 200).save(folder / '16 bits.png')
     palette.save(folder / 'palette with alpha.png', transparency=0)
-    colours.save(folder / 'animated.gif', save_all=True, append_images=[colours.rotate(90)])
-    colours.save(folder / 'turned.jpg', exif=exif)
-    colours.save(folder / 'png in truth.jpg', format='PNG')
-    colours.save(folder / 'größe 大 .jpg')
+    colors.save(folder / 'animated.gif', save_all=True, append_images=[colors.rotate(90)])
+    colors.save(folder / 'rotated.jpg', exif=exif)
+    colors.save(folder / 'really png.jpg', format='PNG')
+    colors.save(folder / 'größe 大 .jpg')
     Image.new('RGB', (1, 1), 'red').save(folder / '1x1.png')
     Image.new('RGB', (20000, 10), 'red').save(folder / 'long.png')
 
-    colours.save(folder / 'whole.jpg')
+    colors.save(folder / 'whole.jpg')
     (folder / 'truncated.jpg').write_bytes((folder / 'whole.jpg').read_bytes()[:600])
     (folder / 'whole.jpg').unlink()
     (folder / 'empty.jpg').touch()
-    (folder / 'text.png').write_text('no picture')
+    (folder / 'text.png').write_text('not an image')
     (folder / 'broken link.jpg').symlink_to(folder / 'nothing.jpg')
     Image.new('1', (12000, 10000)).save(folder / 'bomb.png')
     bad = {'truncated.jpg', 'empty.jpg', 'text.png', 'broken link.jpg', 'bomb.png'}
-    if os.getuid():  # root may read all
-        colours.save(folder / 'locked.jpg')
+    if os.getuid():  # root can read all files
+        colors.save(folder / 'locked.jpg')
         (folder / 'locked.jpg').chmod(0)
         bad.add('locked.jpg')
     return folder, bad
 
 
 @pytest.mark.fault
-def test_odd_pictures_are_converted_or_skipped_and_named(odd_folder, tmp_path):
+def test_unusual_images_are_converted_and_broken_ones_are_skipped(odd_folder, tmp_path):
     folder, bad = odd_folder
     config = run_config(tmp_path / 'config.py', folder, batch_size=3, epochs=2)
     status, said = run(config, tmp_path / 'work', options=[*CROP, 'train_dataloader.dataset.max_unreadable=0.5'])
@@ -62,7 +62,7 @@ def test_odd_pictures_are_converted_or_skipped_and_named(odd_folder, tmp_path):
 
 
 @pytest.mark.fault
-def test_too_many_pictures_cannot_be_read(odd_folder, tmp_path):
+def test_too_many_unreadable_images(odd_folder, tmp_path):
     folder, _ = odd_folder
     config = run_config(tmp_path / 'config.py', folder, batch_size=3, epochs=2)
     status, said = run(config, tmp_path / 'work', options=[*CROP, 'train_dataloader.dataset.max_unreadable=0.1'])

@@ -1,4 +1,4 @@
-"""Real processes that are killed, told to end, or find their checkpoints damaged."""
+"""Processes that are killed or interrupted, and damaged checkpoints."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import torch
 
 from bootmae_mm.engine.recovery import latest_checkpoint, lock
 from tests.conftest import ROOT, run_config
-from tests.faults.runs import OPTIONS, STEPS, assert_equal, ranks, run, start, tries, wait_for
+from tests.faults.runs import STEPS, assert_equal, ranks, run, start, tries, wait_for
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def config(tmp_path, image_folder):
 
 
 def kill_and_resume(process, config, work_dir, wanted):
-    """Kill a run now; the same command with --resume then ends with the bits of the run that was not killed."""
+    """Kill a run; the same command with --resume is then bit-identical to an uninterrupted run."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not (work_dir / f'iter_{STEPS}.pth').exists(), 'it was too fast to be killed'
+    assert not (work_dir / f'iter_{STEPS}.pth').exists(), 'the run ended before it was killed'
     left = list(work_dir.glob('.iter_*.part'))
     status, said = run(config, work_dir, '--resume')
     assert status == 0, said[-3000:]
@@ -37,7 +37,7 @@ def kill_and_resume(process, config, work_dir, wanted):
 @pytest.mark.fault
 @tries(short=1, long=20)
 def test_killed_at_a_random_moment(tmp_path, uninterrupted, number):
-    """Inside an epoch, with workers and accumulation."""
+    """Mid-epoch, with workers and accumulation."""
     config, wanted = uninterrupted(1)
     dice = random.Random(number)
     process = start(config, tmp_path / 'work')
@@ -49,7 +49,7 @@ def test_killed_at_a_random_moment(tmp_path, uninterrupted, number):
 @pytest.mark.fault
 @tries(short=1, long=5)
 def test_killed_while_a_checkpoint_is_written(tmp_path, uninterrupted, number):
-    """Half a file is there, and the name that it would have got is not."""
+    """A partial file is left, under its temporary name."""
     config, wanted = uninterrupted(1)
     work_dir = tmp_path / 'work'
     process = start(config, work_dir)
@@ -70,7 +70,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, uninterrupted, number):
 def test_killed_between_epochs(tmp_path, uninterrupted, number):
     config, wanted = uninterrupted(1)
     process = start(config, tmp_path / 'work')
-    wait_for(process, tmp_path / 'work', 4 * (number + 1))  # the last of an epoch is logged
+    wait_for(process, tmp_path / 'work', 4 * (number + 1))  # the last iteration of an epoch is logged
     kill_and_resume(process, config, tmp_path / 'work', wanted)
 
 
@@ -92,7 +92,7 @@ def test_two_processes_killed_together(tmp_path, uninterrupted, number):
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    ('name', 'processes', 'whom'),
+    ('name', 'processes', 'target'),
     [
         ('SIGTERM', 1, 'group'),
         pytest.param('SIGTERM', 1, 'process', marks=pytest.mark.long),
@@ -102,33 +102,31 @@ def test_two_processes_killed_together(tmp_path, uninterrupted, number):
         pytest.param('SIGINT', 2, 'launcher', marks=pytest.mark.long),
     ],
 )
-def test_told_to_end(tmp_path, uninterrupted, name, processes, whom):
-    """A checkpoint right there, status 75, and the next start goes on from it.
+def test_sigterm_and_ctrl_c(tmp_path, uninterrupted, name, processes, target):
+    """The run saves a checkpoint, exits with status 75, and resumes from it.
 
-    The signal goes to the process alone, to its workers too (as schedulers do), or to torchrun, which sends it on to
-    all of them.
+    The signal is sent to the process alone, to its group with the workers (as schedulers do), or to torchrun, which
+    forwards it to all processes.
     """
     if processes > 1 and torch.cuda.is_available():
         pytest.skip('runs gloo processes on a machine without GPUs')
     config, wanted = uninterrupted(processes)
     work_dir = tmp_path / 'work'
-    # The processes look often whether another one was told: the run is short.
-    options = [*OPTIONS, 'default_hooks.interruption.interval=0.05']
-    process = start(config, work_dir, processes=processes, options=options)
+    process = start(config, work_dir, processes=processes)
     wait_for(process, work_dir, 5)
     number = signal.Signals[name]
-    if whom == 'group':
+    if target == 'group':
         os.killpg(process.pid, number)
-    elif whom == 'launcher':
+    elif target == 'launcher':
         os.kill(int(Path(f'/proc/{ranks(process)[0]}/stat').read_text().rsplit(')')[1].split()[1]), number)
     elif processes == 1:
         process.send_signal(number)
-    else:  # to one of the two
+    else:  # one of two
         os.kill(ranks(process)[-1], number)
     said, _ = process.communicate(timeout=100)
     if processes == 1:
         assert process.returncode == 75, said[-3000:]
-    assert 'go on with --resume from' in said
+    assert 'resume with --resume from' in said
     (saved,) = work_dir.glob('interrupted_*.pth')
     assert 5 <= int(saved.stem.split('_')[1]) < STEPS
     assert latest_checkpoint(work_dir) == saved
@@ -142,7 +140,7 @@ def test_told_to_end(tmp_path, uninterrupted, name, processes, whom):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
 @tries(short=1, long=5)
 def test_one_process_of_two_killed(tmp_path, uninterrupted, number):
-    """torchrun ends the other one, starts both again, and they end as if nothing had happened."""
+    """torchrun ends the other one and restarts both; the result is bit-identical to an uninterrupted run."""
     config, wanted = uninterrupted(2)
     process = start(config, tmp_path / 'work', processes=2, restarts=1)
     wait_for(process, tmp_path / 'work', random.Random(number).randint(3, STEPS - 6))
@@ -156,7 +154,7 @@ def test_one_process_of_two_killed(tmp_path, uninterrupted, number):
 @pytest.mark.fault
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
 def test_one_process_of_two_killed_without_restarts(tmp_path, uninterrupted):
-    """No hang: the launcher ends, and names the rank and the signal."""
+    """The launcher does not hang: it ends, and reports the rank and the signal."""
     config, _ = uninterrupted(2)
     process = start(config, tmp_path / 'work', processes=2)
     wait_for(process, tmp_path / 'work', 5)
@@ -172,7 +170,7 @@ def test_one_process_of_two_killed_without_restarts(tmp_path, uninterrupted):
     ['flipped', *(pytest.param(kind, marks=pytest.mark.long) for kind in ('truncated', 'empty'))],
 )
 def test_damaged_latest_checkpoint(tmp_path, uninterrupted, kind):
-    """It is named and skipped, and the one before is used."""
+    """It is logged and skipped, and the one before is used."""
     config, wanted = uninterrupted(1)
     status, said = run(config, tmp_path / 'work')
     assert status == 0, said[-3000:]
@@ -204,11 +202,11 @@ def test_two_runs_in_one_folder(tmp_path, config, run_tool):
         while b'1' not in other.stdout.readline():
             pass
         status, _, message = run_tool('train.py', config, '--work-dir', tmp_path / 'work')
-        other.kill()  # not what it forked
+        other.kill()  # but not its child
     try:
         assert status == 1
         assert message.startswith(f'error: another run (process {other.pid} on '), message
-        assert 'name another --work-dir' in message
-        lock(tmp_path / 'work').close()  # free again, though nobody tidied up and a worker still lives
+        assert 'choose another --work-dir' in message
+        lock(tmp_path / 'work').close()  # free, although there was no cleanup and a worker is still alive
     finally:
         os.killpg(other.pid, signal.SIGKILL)

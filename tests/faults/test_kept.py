@@ -1,4 +1,4 @@
-"""Which checkpoints of a real run are left."""
+"""Checkpoints that a run keeps."""
 
 import pytest
 

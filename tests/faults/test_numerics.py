@@ -1,4 +1,4 @@
-"""Real runs whose weights, and then losses, cease to be finite."""
+"""Runs whose weights and losses become not finite."""
 
 import pytest
 import torch

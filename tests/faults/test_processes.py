@@ -1,4 +1,4 @@
-"""Workers and processes that die, hang, are cut off, or were started to do different things: an end with a reason."""
+"""Workers and processes that die, hang, lose their network, or have different configs or data."""
 
 import os
 import random
@@ -20,20 +20,20 @@ WITH_TIMEOUT = [*OPTIONS, f'env_cfg.dist_cfg.timeout={TIMEOUT}']
 
 
 def finish(process, seconds):
-    """What a process says until it ends, within so many seconds."""
+    """Output of a process that must end within a number of seconds."""
     try:
         said, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         said, _ = process.communicate()
-        pytest.fail(f'still there after {seconds} s:\n{said[-3000:]}')
+        pytest.fail(f'still running after {seconds} s:\n{said[-3000:]}')
     return said
 
 
 @pytest.mark.fault
 @tries(short=1, long=5)
 def test_worker_of_the_loader_killed(tmp_path, image_folder, number):
-    """At any moment: as it sends a batch, the pipe ends before torch hears why."""
+    """At any moment; while it sends a batch, the pipe closes before torch knows the reason."""
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
     process = start(config, tmp_path / 'work')
     wait_for(process, tmp_path / 'work', 5)
@@ -42,12 +42,12 @@ def test_worker_of_the_loader_killed(tmp_path, image_folder, number):
     said = finish(process, 30)
     assert process.returncode == 1
     last = said.splitlines()[-1]
-    assert last.startswith('error: ') and 'a worker of the loader has died' in last, said
+    assert last.startswith('error: ') and 'a worker of the loader died' in last, said
 
 
 @pytest.mark.fault
 def test_worker_of_the_loader_hangs(tmp_path, image_folder):
-    """A picture that is a pipe nobody writes to: like a file in a file system that does not answer."""
+    """An image that is a pipe without a writer, like a file on a file system that does not respond."""
     os.mkfifo(image_folder / 'part0/pipe.png')
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
     process = start(config, tmp_path / 'work', options=[*OPTIONS, 'train_dataloader.timeout=5'])
@@ -59,7 +59,7 @@ def test_worker_of_the_loader_hangs(tmp_path, image_folder):
 @pytest.mark.fault
 @on_cpu
 def test_one_process_of_two_stands_still(tmp_path, image_folder):
-    """The other one waits for the timeout, says so, and the launcher ends both."""
+    """The other one reports the timeout, and the launcher ends both."""
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
     process = start(config, tmp_path / 'work', processes=2, options=WITH_TIMEOUT)
     wait_for(process, tmp_path / 'work', 5)
@@ -67,14 +67,14 @@ def test_one_process_of_two_stands_still(tmp_path, image_folder):
     os.kill(both[1], signal.SIGSTOP)
     said = finish(process, TIMEOUT + 60)
     assert process.returncode == 1
-    assert 'error: another process has died, or not answered in time' in said, said[-3000:]
+    assert 'error: another process died, or did not respond in time' in said, said[-3000:]
     assert not any(os.path.exists(f'/proc/{pid}') for pid in both)
 
 
 @pytest.mark.fault
 @on_cpu
-def test_told_to_end_while_it_waits_for_another_process(tmp_path, image_folder):
-    """It can write no checkpoint, and does not hear of the signal in Python: it ends with the grace time."""
+def test_sigterm_while_waiting_for_another_process(tmp_path, image_folder):
+    """Python does not run signal handlers meanwhile; the process exits after the grace time, without a checkpoint."""
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
     options = [*OPTIONS, 'default_hooks.interruption.grace=3']
     process = start(config, tmp_path / 'work', processes=2, options=options)
@@ -83,18 +83,18 @@ def test_told_to_end_while_it_waits_for_another_process(tmp_path, image_folder):
     os.kill(stopped, signal.SIGSTOP)
     time.sleep(2)
     os.kill(waiting, signal.SIGTERM)
-    began = time.monotonic()
-    while os.path.exists(f'/proc/{waiting}') and time.monotonic() < began + 30:
+    start_time = time.monotonic()
+    while os.path.exists(f'/proc/{waiting}') and time.monotonic() < start_time + 30:
         time.sleep(0.01)
-    ended = time.monotonic() - began
+    seconds = time.monotonic() - start_time
     os.kill(stopped, signal.SIGKILL)
     said = finish(process, 60)
-    assert 2.9 < ended < 8
-    assert 'SIGTERM: no checkpoint was written within 3 s; ending now' in said, said[-3000:]
+    assert 2.9 < seconds < 8
+    assert 'SIGTERM: no checkpoint was written within 3.0 s; ending now' in said, said[-3000:]
 
 
 def node(rank, config, work_dir, address, port, *prefix, **variables):
-    """One of two machines, with one process."""
+    """Start one of two nodes, with one process."""
     options = [f'env_cfg.dist_cfg.timeout={TIMEOUT}', *OPTIONS]
     command = [*prefix, ROOT / 'tools/dist_train.sh', config, 1, '--work-dir', work_dir, '--cfg-options', *options]
     variables |= dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR=address, PORT=port)
@@ -112,7 +112,7 @@ def node(rank, config, work_dir, address, port, *prefix, **variables):
 @pytest.mark.fault
 @on_cpu
 def test_one_node_of_two_dies(tmp_path, image_folder):
-    """Its launcher too; the other node ends, and says why."""
+    """With its launcher; the other node ends and reports the reason."""
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
     port = free_port()
     nodes = [node(rank, config, tmp_path / 'work', '127.0.0.1', port) for rank in range(2)]
@@ -123,7 +123,7 @@ def test_one_node_of_two_dies(tmp_path, image_folder):
     nodes[1].communicate()
     said = finish(nodes[0], TIMEOUT + 60)
     assert nodes[0].returncode == 1
-    assert 'error: another process has died, or not answered in time' in said, said[-3000:]
+    assert 'error: another process died, or did not respond in time' in said, said[-3000:]
 
 
 def ip(*arguments):
@@ -132,7 +132,7 @@ def ip(*arguments):
 
 @pytest.fixture
 def two_networks():
-    """Two network namespaces with a cable between them."""
+    """Two network namespaces, connected by a virtual cable."""
     names = [f'bootmae{os.getpid()}{side}' for side in 'ab']
     ends = ['bootmaea', 'bootmaeb']
     try:
@@ -140,7 +140,7 @@ def two_networks():
             'link', 'add', ends[0], 'netns', names[0], 'type', 'veth', 'peer', 'name', ends[1], 'netns', names[1]
         )
         if not made:
-            pytest.skip('this machine allows no network namespaces; test_one_node_of_two_dies stands for it')
+            pytest.skip('network namespaces are not allowed here; see test_one_node_of_two_dies')
         for number, (name, end) in enumerate(zip(names, ends), 1):
             ip('-n', name, 'address', 'add', f'10.77.0.{number}/24', 'dev', end)
             ip('-n', name, 'link', 'set', 'lo', 'up')
@@ -155,34 +155,34 @@ def two_networks():
 @pytest.mark.long
 @on_cpu
 def test_cable_between_two_nodes_pulled(tmp_path, image_folder, two_networks):
-    """No connection is closed, nothing arrives any more: both nodes end by the timeout."""
+    """No connection is closed, but no data arrive: both nodes end after the timeout."""
     names, ends = two_networks
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
     port, inside = free_port(), ('ip', 'netns', 'exec')
     nodes = [
-        # Else gloo takes the address of the machine's name, which is the loopback.
+        # Otherwise gloo uses the address of the host name, which is the loopback.
         node(rank, config, tmp_path / 'work', '10.77.0.1', port, *inside, name, GLOO_SOCKET_IFNAME=ends[rank])
         for rank, name in enumerate(names)
     ]
     wait_for(nodes[0], tmp_path / 'work', 5)
     assert ip('-n', names[1], 'link', 'set', ends[1], 'down')
-    began = time.monotonic()
+    start_time = time.monotonic()
     for process in nodes:
         said = finish(process, TIMEOUT + 120)
         assert process.returncode == 1
-        assert 'error: another process has died, or not answered in time' in said, said[-3000:]
-    assert time.monotonic() - began < TIMEOUT + 120
+        assert 'error: another process died, or did not respond in time' in said, said[-3000:]
+    assert time.monotonic() - start_time < TIMEOUT + 120
 
 
 @pytest.mark.fault
 @on_cpu
 @pytest.mark.parametrize('different', ['config', 'data'])
 def test_processes_that_do_not_agree(tmp_path, image_folder, different):
-    """Before the first iteration, in both processes."""
+    """Both processes end before the first iteration."""
     config = run_config(tmp_path / 'config.py', image_folder, **FOREVER)
     text = config.read_text()
     if different == 'config':
-        # Read by each process: a file that another version of it lies over on one machine.
+        # A config that differs between processes, such as an old version on one node.
         text += "import os\noptim_wrapper['optimizer']['lr'] = 1e-3 * (1 + int(os.environ['RANK']))\n"
     else:
         (tmp_path / 'fewer_here.py').write_text(

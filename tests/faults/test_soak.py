@@ -1,4 +1,4 @@
-"""An hour of training: memory, open files and throughput stay what they were."""
+"""An hour of training with constant memory, open files and throughput."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import run_config, write_images
 from tests.faults.runs import children, start, steps_logged
 
-WARM_UP = 12.0  # minutes that are left out: caches fill, allocators find their size
+WARM_UP = 12.0  # minutes that are not measured, while caches fill
 
 
 def megabytes(pid):
-    """Memory of a process, in which shared pages count for a share (PSS)."""
+    """Memory of a process; shared pages are divided among the processes that share them (PSS)."""
     lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith('Pss:')) / 1024
 
@@ -25,7 +25,7 @@ def open_files(pid):
 
 
 def processor_seconds(pid):
-    """What a process has had of the processors, in the program and in the kernel."""
+    """Processor time of a process, in user and kernel mode."""
     user, system = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[11:13]
     return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
 
@@ -43,7 +43,7 @@ def ends(values):
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_an_hour_of_training(tmp_path, request, record_property):
-    """One sample every ten seconds; the slopes are of straight lines through those after the warm-up."""
+    """One sample every ten seconds; slopes are those of lines fitted to the samples after the warm-up."""
     seconds = 60 * request.config.getoption('--soak-minutes')
     warm_up = 60 * WARM_UP / seconds
     assert warm_up < 1, f'--soak-minutes must be more than {WARM_UP}'
@@ -68,14 +68,14 @@ def test_an_hour_of_training(tmp_path, request, record_property):
             stdout=out,
         )
         samples = []
-        began = time.monotonic()
-        while time.monotonic() - began < seconds:
+        start_time = time.monotonic()
+        while time.monotonic() - start_time < seconds:
             time.sleep(10)
             assert process.poll() is None, (tmp_path / 'out').read_text()[-3000:]
             workers = children(process.pid)[:2]
             samples.append(
                 [
-                    (time.monotonic() - began) / 3600,
+                    (time.monotonic() - start_time) / 3600,
                     megabytes(process.pid),
                     sum(megabytes(worker) for worker in workers),
                     open_files(process.pid),
@@ -99,20 +99,20 @@ def test_an_hour_of_training(tmp_path, request, record_property):
         'minutes': seconds / 60,
         'iterations': done,
         'memory of the process, MB': float(main.mean()),
-        'its slope, MB an hour': slope(hours, main),
+        'its slope, MB per hour': slope(hours, main),
         'memory of the workers, MB': float(workers.mean()),
-        'their slope, MB an hour': slope(hours, workers),
+        'their slope, MB per hour': slope(hours, workers),
         'open files, first and last quarter': ends(files),
         'of the workers': ends(worker_files),
-        'ms a step, first and last quarter': waited,
-        'ms of processors a step': milliseconds,
+        'ms per step, first and last quarter': waited,
+        'processor ms per step': milliseconds,
     }
     for name, value in report.items():
         record_property(name, value)
     assert set(count) == {2}
-    # Batches on their way from the workers are open files too, a few more or less at any moment.
+    # Batches in transit from the workers are open files, too; their number varies.
     assert ends(files)[1] - ends(files)[0] <= 3 and ends(worker_files)[1] - ends(worker_files)[0] <= 3, report
-    # A leak of one image (39 kB) each ten iterations would be hundreds of MB an hour.
+    # A leak of one image (39 kB) per ten iterations would be hundreds of MB per hour.
     assert slope(hours, main) < 20 and slope(hours, workers) < 20, report
-    # The clock shows other programs too, the time on the processors hardly.
+    # Unlike wall-clock time, processor time hardly depends on other programs.
     assert milliseconds[1] < 1.3 * milliseconds[0], report

@@ -1,4 +1,4 @@
-"""Checkpoints with code in them, given to real processes of every tool."""
+"""Checkpoints with code in them, read by every tool in its own process."""
 
 import subprocess
 import sys

@@ -1,12 +1,16 @@
+"""The algorithm: losses, gradients, teachers, and what it refuses."""
+
 from collections import Counter
 
 import pytest
 import torch
 
+from bootmae_mm.models import BootMAEDataPreprocessor
 from bootmae_mm.models.block import EncoderBlock
+from bootmae_mm.models.losses import loss_weights
 from bootmae_mm.models.neck import DecoderBlock
-from bootmae_mm.models.tokens import loss_weights
 from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.conftest import TINY_ARCH, build, random_batch, tiny_config
 
 
@@ -28,7 +32,7 @@ def test_losses_by_hand(model, batch):
     torch.testing.assert_close(losses['feature_target_std'], normed.flatten(0, 1).std(0, correction=0).mean())
 
 
-def test_total_is_the_weighted_sum_and_single_losses_are_logged_as_they_are(model, batch):
+def test_total_is_the_weighted_sum_and_single_losses_are_logged_unweighted(model, batch):
     model.pixel_weight, model.feature_weight = 0.5, 0.25
     losses = model.loss(**batch)
     total, log = model.parse_losses(losses)
@@ -49,8 +53,8 @@ def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(model, b
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_checkpointing_keeps_less_and_changes_no_gradient(batch, dtype):
-    """In student and decoders each: bytes kept for the backward pass fall, loss and gradients stay."""
+def test_activation_checkpointing_saves_memory_and_keeps_gradients(batch, dtype):
+    """In the student and in the decoders: fewer bytes for the backward pass, the same loss and gradients."""
     results = []
     for student, decoders in ((False, False), (True, False), (True, True)):
         config = tiny_config()
@@ -87,7 +91,7 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(batch, dtype):
     assert results[2][1] < 0.9 * results[1][1] and results[1][1] < 0.9 * most, [kept for _, kept, _ in results]
 
 
-def test_every_part_is_initialised_as_the_authors_do():
+def test_every_part_is_initialized_as_the_authors_do():
     model = MODELS.build(tiny_config())
     model.init_weights()
     for name, decoder in model.neck.decoders.items():
@@ -123,7 +127,7 @@ def test_order_of_masked_patches_does_not_change_the_losses(model, batch):
 
 
 @pytest.mark.parametrize('missing', ['pixel', 'feature'])
-def test_one_branch_off(missing, batch):
+def test_a_model_with_one_branch(missing, batch):
     config = tiny_config(**{f'{missing}_head': None})
     config['neck'][missing] = None
     model = build(config)
@@ -154,7 +158,7 @@ def frozen(tmp_path, prefix='backbone.', **changes):
     return source, tiny_config(teacher=dict(checkpoint=str(tmp_path / 'mae.pth'), **changes))
 
 
-def test_frozen_teacher_comes_from_its_checkpoint(tmp_path, batch):
+def test_frozen_teacher_loads_its_checkpoint(tmp_path, batch):
     source, config = frozen(tmp_path)
     model = build(config)
     assert not model.has_momentum_teacher
@@ -177,65 +181,134 @@ def test_frozen_teacher_may_be_wider(tmp_path, batch):
     [
         (dict(prefix='encoder.'), 'prefix'),
         (dict(backbone=dict(arch=dict(TINY_ARCH, num_layers=4))), 'does not fit'),
-        (dict(backbone=dict(img_size=32)), 'patches'),
-        (dict(path='x'), 'not by'),
+        (
+            dict(backbone=dict(img_size=32)),
+            r'teacher.backbone must have the .*\(4, 6\).* of the student.*, but has \(4, 4\)',
+        ),
+        (dict(path='x'), r"teacher has unknown option\(s\) \['path'\]; valid options: checkpoint, prefix, backbone"),
+        (dict(backbone=3), 'teacher.backbone must be a valid dictionary, but is 3'),
     ],
 )
 def test_wrong_frozen_teacher(tmp_path, changes, message):
     _, config = frozen(tmp_path, **changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build(config)
 
 
 def test_missing_checkpoint_of_the_frozen_teacher(tmp_path):
-    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+    with pytest.raises(MissingFileError, match='nowhere.pth'):
         build(tiny_config(teacher=dict(checkpoint=str(tmp_path / 'nowhere.pth'))))
 
 
-def test_half_a_branch_is_an_error():
-    config = tiny_config(pixel_head=None)
-    with pytest.raises(ValueError, match='pixel branch is half there'):
-        build(config)
+def test_decoder_and_head_of_a_branch_come_together():
+    for name in ('pixel', 'feature'):
+        message = f'neck.{name} and {name}_head must both be set or both be None'
+        with pytest.raises(ConfigError, match=message):
+            build(tiny_config(**{f'{name}_head': None}))
+        config = tiny_config()
+        config['neck'][name] = None
+        with pytest.raises(ConfigError, match=message):
+            build(config)
+
+
+def test_a_teacher_needs_the_feature_branch():
     config = tiny_config(feature_head=None, teacher=dict(checkpoint='x'))
     config['neck']['feature'] = None
-    with pytest.raises(ValueError, match='no feature branch'):
+    with pytest.raises(ConfigError, match='teacher needs neck.feature and feature_head'):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(pixel_weight=-1), 'pixel_weight must be greater than or equal to 0, but is -1'),
+        (dict(feature_weight=float('nan')), 'feature_weight must be a finite number, but is nan'),
+        (dict(teacher_norm=1), 'teacher_norm must be a valid boolean, but is 1'),
+        (dict(weight_mask='no'), "weight_mask must be a valid boolean, but is 'no'"),
+        (dict(pixel_wieght=1.0), 'pixel_wieght is not a valid option; valid options: .*pixel_weight'),
+    ],
+)
+def test_impossible_options(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_config(**changes))
+
+
+def test_channels_of_backbone_and_preprocessor_agree():
+    config = tiny_config()
+    config['backbone']['in_channels'] = 1
+    with pytest.raises(ConfigError, match='in_channels of the backbone is 1, but .* data_preprocessor have 3'):
         build(config)
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda b: b.update(ids_mask=b['ids_mask'][:, :-1]), 'do not fit'),
+        (
+            lambda b: b.update(ids_mask=b['ids_mask'][:, :-1]),
+            r'\(3, 7\) and ids_mask \(3, 16\) .* = 4 x 6 = 24 patches',
+        ),
         (
             lambda b: b.update(ids_mask=torch.cat([b['ids_keep'], b['ids_mask']], 1), ids_keep=b['ids_keep'][:, :0]),
-            '0 < masked',
+            r'ids_keep \(3, 0\) and ids_mask \(3, 24\)',
         ),
-        (lambda b: b.update(ids_keep=b['ids_keep'][:2]), 'must be'),
-        (lambda b: b.update(inputs=b['inputs'][:, :, :-8]), 'img_size'),
+        (
+            lambda b: b.update(ids_keep=torch.cat([b['ids_keep'], b['ids_mask']], 1), ids_mask=b['ids_mask'][:, :0]),
+            r'ids_keep \(3, 24\) and ids_mask \(3, 0\)',
+        ),
+        (lambda b: b.update(ids_keep=b['ids_keep'][:2]), r'ids_keep \(2, 7\) and ids_mask \(3, 17\)'),
+        (lambda b: b.update(inputs=b['inputs'][:2]), 'for a multiple of 2 images'),
+        (lambda b: b.update(ids_keep=b['ids_keep'][:0], ids_mask=b['ids_mask'][:0]), r'ids_keep \(0, 7\)'),
+        (lambda b: b.update(inputs=b['inputs'][:, :, :-8]), r'have the shape \(batch, channels, 32, 48\) \(img_size'),
     ],
 )
 def test_wrong_batches(model, batch, change, message):
     change(batch)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         model.loss(**batch)
 
 
 def test_modes(model, batch):
     assert model(batch['inputs'], mode='tensor')[0].shape == (3, 24)  # the class token
     assert model(**batch, mode='predict')[0]['batch_size'] == 3
-    with pytest.raises(ValueError, match='mode must be'):
+    assert model(**batch, mode='loss').keys() >= {'pixel_loss', 'feature_loss'}
+    with pytest.raises(AssertionError, match='train'):
         model(**batch, mode='train')
-    with pytest.raises(ValueError, match='masking='):
-        model(batch['inputs'], mode='loss')
+    for mode in ('loss', 'predict'):
+        with pytest.raises(ConfigError, match='no mask in the batch.*masking='):
+            model(batch['inputs'], mode=mode)
 
 
-def test_preprocessor_normalises_uint8_and_refuses_what_is_no_batch(model):
+def test_preprocessor_normalizes_uint8(model):
     images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     data = model.data_preprocessor(dict(inputs=images, ids_keep=1))
     torch.testing.assert_close(data['inputs'], images.float() / 127.5 - 1)
     assert data['ids_keep'] == 1
-    with pytest.raises(ValueError, match='batch of images'):
-        model.data_preprocessor(dict(inputs=[images]))
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'found'),
+    [
+        ([torch.zeros(3, 4, 4)], 'list'),
+        (torch.zeros(3, 4, 4), r'\(3, 4, 4\)'),
+        (torch.zeros(2, 1, 4, 4), r'\(2, 1, 4, 4\)'),
+        (None, 'NoneType'),
+    ],
+)
+def test_preprocessor_refuses_other_inputs(model, inputs, found):
+    with pytest.raises(
+        ConfigError, match=rf'inputs must be images of shape \(B, 3, H, W\).* but are {found};.*collate'
+    ):
+        model.data_preprocessor(dict(inputs=inputs))
+
+
+def test_impossible_statistics_of_the_preprocessor():
+    for options, message in (
+        (dict(std=(1.0, 0, 1.0)), 'std.1 must be greater than 0, but is 0'),
+        (dict(mean=(1.0, 2.0)), 'mean and std must have one number per channel, but have 2 and 3'),
+        (dict(mean=127.5), 'mean must be .*, but is 127.5'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            BootMAEDataPreprocessor(**options)
 
 
 def test_bf16_autocast_stays_close(model, batch):
@@ -247,8 +320,8 @@ def test_bf16_autocast_stays_close(model, batch):
         torch.testing.assert_close(low[name], losses[name], rtol=0.03, atol=0)
 
 
-def test_several_masks_of_an_image_are_passes_with_one_target(model):
-    """Losses and gradients are those of the image repeated; the teacher sees it once."""
+def test_several_masks_per_image_share_one_target(model):
+    """Losses and gradients are those of repeated images; the teacher sees each image once."""
     batch = random_batch()
     other = random_batch()
     both = {name: torch.stack([batch[name], other[name]], dim=1).flatten(0, 1) for name in ('ids_keep', 'ids_mask')}

@@ -1,11 +1,14 @@
+"""Attention: against softmax attention written out."""
+
 import pytest
 import torch
 
-from bootmae_mm.models.attention import DecoderAttention, SelfAttention
+from bootmae_mm.models.attention import DecoderAttention, SelfAttention, window_bands
+from bootmae_mm.validation import ConfigError
 
 
 def plain(q, k, v, heads):
-    """Softmax attention written out."""
+    """Softmax attention, written out."""
     split = lambda x: x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # noqa: E731
     q, k, v = split(q), split(k), split(v)
     weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)
@@ -32,8 +35,8 @@ def test_fewer_queries_give_the_same_rows():
 
 
 @pytest.mark.parametrize('batch', [1, 2])
-def test_decoder_attention_by_hand_with_a_head_width_that_is_padded(batch):
-    attention = DecoderAttention(16, 10, 3)  # heads of 5, computed as 8: inner width 15
+def test_decoder_attention_by_hand_with_a_width_not_divisible_by_the_heads(batch):
+    attention = DecoderAttention(16, 10, 3)  # heads of width 5: inner width 15
     assert attention.proj.weight.shape == (16, 15)
     torch.nn.init.normal_(attention.kv.bias)
     query, context = torch.randn(batch, 4, 16), torch.randn(batch, 7, 10)
@@ -52,5 +55,18 @@ def test_decoder_attention_by_hand_with_a_head_width_that_is_padded(batch):
 
 
 def test_impossible_number_of_heads():
-    with pytest.raises(ValueError, match='num_heads'):
+    with pytest.raises(ConfigError, match='num_heads must be at most the width of the decoder 8, but is 9'):
         DecoderAttention(8, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ('length', 'size', 'wanted'),
+    [
+        (70, 16, [(0, 64, 16), (64, 70, 6)]),
+        (64, 16, [(0, 64, 16)]),
+        (6, 16, [(0, 6, 6)]),
+        (5, 1, [(0, 5, 1)]),
+    ],
+)
+def test_window_bands(length, size, wanted):
+    assert window_bands(length, size) == wanted

@@ -1,8 +1,11 @@
+"""The backbone: its passes for pretraining, its weights, and what it refuses."""
+
 import pytest
 import torch
 from mmpretrain.models import VisionTransformer
 
 from bootmae_mm.models import BootMAEViT
+from bootmae_mm.validation import ConfigError
 from tests.conftest import TINY_ARCH, random_batch
 
 
@@ -22,7 +25,7 @@ def test_weights_load_in_mmpretrain_and_give_the_same_features(vit):
     torch.testing.assert_close(vit(images)[0], other(images)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_patches_of_the_whole_image_are_those_of_the_plain_forward(vit):
+def test_encode_patches_is_the_plain_forward_at_these_patches(vit):
     images, ids = torch.randn(2, 3, 32, 48), torch.tensor([[5, 0, 23], [7, 8, 9]])
     wanted = vit(images)[0]  # after the final norm
     found = vit.encode_patches(images, ids, norm=True)
@@ -31,10 +34,10 @@ def test_patches_of_the_whole_image_are_those_of_the_plain_forward(vit):
     torch.testing.assert_close(vit.ln1(vit.encode_patches(images, ids)), found)
 
 
-def test_visible_pass_of_all_patches_is_the_plain_forward(vit):
+def test_encode_visible_of_all_patches_is_the_plain_forward(vit):
     images = torch.randn(2, 3, 32, 48)
-    everything = torch.arange(24).expand(2, -1)
-    latent, context = vit.encode_visible(images, everything, {0, 2})
+    all_ids = torch.arange(24).expand(2, -1)
+    latent, context = vit.encode_visible(images, all_ids, {0, 2})
     torch.testing.assert_close(latent, vit(images)[0])
     torch.testing.assert_close(vit.ln1(context[2]), latent)
     assert set(context) == {0, 2}
@@ -98,18 +101,35 @@ def test_standard_archs(name, dims, layers, heads):
     ('changes', 'message'),
     [
         (dict(arch='gigantic'), 'unknown arch'),
-        (dict(arch=dict(embed_dims=24)), 'custom arch'),
-        (dict(arch={**TINY_ARCH, 'num_heads': 5}), 'not divisible by num_heads'),
-        (dict(arch={**TINY_ARCH, 'num_layers': 0}), r'arch.num_layers must be an int in 1..1000'),
-        (dict(arch={**TINY_ARCH, 'embed_dims': 30, 'num_heads': 3}), 'divisible by 4'),
-        (dict(img_size=50), 'not divisible by patch_size'),
+        (dict(arch=dict(embed_dims=24)), 'arch.num_layers is missing'),
+        (
+            dict(arch={**TINY_ARCH, 'width': 5}),
+            r"arch has unknown option\(s\) \['width'\]; valid options: embed_dims, ",
+        ),
+        (dict(arch=5), 'arch must be a valid dictionary .*but is 5'),
+        (dict(arch={**TINY_ARCH, 'num_heads': 5}), 'embed_dims 24 must be divisible by .*num_heads 5'),
+        (dict(arch={**TINY_ARCH, 'num_layers': 0}), 'arch.num_layers must be greater than or equal to 1, but is 0'),
+        (dict(arch={**TINY_ARCH, 'num_layers': 1001}), 'arch.num_layers must be less than or equal to 1000'),
+        (
+            dict(arch={**TINY_ARCH, 'embed_dims': 30, 'num_heads': 3}),
+            'arch.embed_dims must be a multiple of 4, but is 30',
+        ),
+        (dict(img_size=50), 'img_size 50x50 must be divisible by patch_size 8'),
+        (dict(img_size=(32, 50)), 'img_size 32x50 must be divisible by patch_size 8'),
+        (dict(img_size=(32, 32, 3)), r'img_size must be .*, but is \(32, 32, 3\)'),
+        (dict(patch_size=0), 'patch_size must be greater than or equal to 1, but is 0'),
+        (dict(in_channels=0), 'in_channels must be greater than or equal to 1, but is 0'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate must be less than 1, but is 1.0'),
+        (dict(drop_rate=-0.1), 'drop_rate must be greater than or equal to 0, but is -0.1'),
+        (dict(qkv_bias=1), 'qkv_bias must be a valid boolean, but is 1'),
+        (dict(layer_scale_init_value=float('inf')), 'layer_scale_init_value must be a finite number, but is inf'),
     ],
 )
 def test_impossible_configs(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         BootMAEViT(**{**dict(arch=dict(TINY_ARCH), img_size=32, patch_size=8), **changes})
 
 
-def test_wrong_image_size_is_one_clear_line(vit):
-    with pytest.raises(ValueError, match=r'32, 48.*img_size'):
+def test_images_of_another_size_are_refused(vit):
+    with pytest.raises(ConfigError, match=r'\(batch, channels, 32, 48\) \(img_size .*, but have \(1, 3, 32, 32\)'):
         vit.encode_visible(torch.randn(1, 3, 32, 32), torch.zeros(1, 2, dtype=torch.long))

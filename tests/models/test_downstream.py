@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from bootmae_mm.models import BootMAEViT
 from bootmae_mm.models.relative_position import _index_on
+from bootmae_mm.validation import ConfigError
 from tests.conftest import TINY_ARCH, build, tiny_config
 
 OPTIONS = dict(arch=dict(TINY_ARCH), img_size=(32, 48), patch_size=8, out_type='featmap', final_norm=False)
@@ -36,8 +37,8 @@ def same_weights(model, **changes):
 def test_with_all_options_off_it_is_the_pretraining_teacher():
     model = build(tiny_config())
     images = torch.randn(2, 3, 32, 48)
-    everything = torch.arange(24).expand(2, -1)
-    wanted = model.teacher_features(images, everything)
+    all_ids = torch.arange(24).expand(2, -1)
+    wanted = model.teacher_features(images, all_ids)
     (found,) = same_weights(model.teacher)(images)
     assert found.shape == (2, 24, 4, 6)
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), wanted, rtol=1e-5, atol=1e-6)
@@ -59,7 +60,7 @@ def test_blocks_after_the_last_output_do_not_run():
     assert len(model(torch.randn(1, 3, 32, 48))) == 1
 
 
-def test_pooled_features_have_a_norm_of_their_own():
+def test_pooled_features_have_their_own_norm():
     model = vit(out_type='avg_featmap')
     images = torch.randn(2, 3, 32, 48)
     (pooled,) = model(images)
@@ -76,7 +77,7 @@ def test_any_size(size):
     (features,) = model(images)
     rows, columns = -(-size[0] // 8), -(-size[1] // 8)
     assert features.shape == (1, 24, rows, columns)
-    # The same as an image padded by hand, for a model that was made for this size.
+    # The same as for an image padded by hand, in a model built for this size.
     padded = F.pad(images, (0, 8 * columns - size[1], 0, 8 * rows - size[0]))
     other = BootMAEViT(**{**OPTIONS, 'img_size': (8 * rows, 8 * columns)}).eval()
     embed = resize_pos_embed(model.pos_embed, (4, 6), (rows, columns))
@@ -85,7 +86,7 @@ def test_any_size(size):
 
 
 def test_attention_in_windows_is_attention_on_each_piece():
-    """A grid of 5 x 7 in windows of 3: also the smaller ones at the edges must see their own patches only."""
+    """A grid of 5 x 7 in windows of 3: the smaller windows at the border, too, see their own patches only."""
     model = vit(with_cls_token=False, img_size=(40, 56))
     windows = same_weights(model, with_cls_token=False, img_size=(40, 56), window_size=3)
     x = torch.randn(2, 35, 24)
@@ -113,9 +114,9 @@ def test_global_blocks_among_windows():
     assert reach(model).all()
     only_windows = same_weights(model, **options)
     assert reach(only_windows).tolist() == [False] * 4 + [True] * 2
-    everything_global = same_weights(model, **options, global_blocks=(0, 1, 2))
+    all_global = same_weights(model, **options, global_blocks=(0, 1, 2))
     no_windows = same_weights(model, with_cls_token=False)
-    assert torch.equal(everything_global(images)[0], no_windows(images)[0])
+    assert torch.equal(all_global(images)[0], no_windows(images)[0])
 
 
 def attention_by_hand(attn, x, bias):
@@ -130,7 +131,7 @@ def attention_by_hand(attn, x, bias):
 
 
 def bias_by_hand(table, grid, table_grid, class_token):
-    """One pair of tokens after the other."""
+    """The bias, one pair of tokens at a time."""
     rows, columns = grid
     places = [(row, column) for row in range(rows) for column in range(columns)]
     width = 2 * table_grid[1] - 1
@@ -168,7 +169,7 @@ def test_relative_position_bias_in_windows():
     torch.testing.assert_close(found[:, 3:, :3], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_fresh_bias_changes_nothing_and_learns():
+def test_a_new_bias_changes_nothing_and_gets_gradients():
     model = vit()
     biased = same_weights(model, rel_pos_bias=True)
     images = torch.randn(1, 3, 40, 72)  # larger than the table
@@ -178,13 +179,13 @@ def test_a_fresh_bias_changes_nothing_and_learns():
 
 
 def test_the_bias_can_be_fused():
-    # Otherwise torch's attention on a GPU falls back to one that holds all logits, without a word.
+    # Otherwise torch's attention on a GPU silently falls back to a kernel that holds all logits.
     for class_token, grid in ((True, (4, 6)), (False, (3, 5)), (True, (6, 7))):
         attn = vit(rel_pos_bias=True, with_cls_token=class_token).layers[0].attn
         assert attn.rel_pos_bias(grid).is_contiguous()
 
 
-def test_the_index_of_the_bias_is_made_once_and_serves_training_after_inference():
+def test_the_index_of_the_bias_is_cached_and_can_be_used_in_training_after_inference():
     _index_on.cache_clear()
     model = vit(rel_pos_bias=True)
     with torch.inference_mode():
@@ -202,7 +203,7 @@ def test_layer_scale_of_one_changes_nothing():
     assert not torch.allclose(scaled(images)[0], model(images)[0])
 
 
-def test_checkpointing_changes_neither_output_nor_gradient():
+def test_activation_checkpointing_changes_neither_output_nor_gradient():
     images = torch.randn(2, 3, 32, 48)
     results = []
     for with_cp in (False, True):
@@ -234,26 +235,34 @@ def test_frozen_stages():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(out_indices=3), 'out_indices 3 must be blocks in 0..2'),
-        (dict(out_indices=(0, -4)), 'out_indices'),
-        (dict(out_indices=(0.5,)), 'out_indices'),
-        (dict(out_indices=()), 'out_indices names no block'),
-        (dict(out_indices=(2, -1)), 'names a block twice'),
-        (dict(frozen_stages=4), r'frozen_stages must be an int in -1\.\.3'),
-        (dict(window_size=2), 'with_cls_token=False'),
-        (dict(window_size=-1, with_cls_token=False), 'window_size must be'),
-        (dict(global_blocks=(0,)), 'mean nothing without window_size'),
-        (dict(global_blocks=(5,), window_size=2, with_cls_token=False), 'global_blocks'),
-        (dict(out_type='map'), 'out_type'),
+        (dict(out_indices=3), r'out_indices 3 must be different blocks in 0\.\.2 or, from the end, -3\.\.-1'),
+        (dict(out_indices=(0, -4)), r'out_indices \(0, -4\) must be different blocks'),
+        (dict(out_indices=(0.5,)), r'out_indices \(0.5,\) must be different blocks'),
+        (dict(out_indices=True), 'out_indices True must be different blocks'),
+        (dict(out_indices=()), 'out_indices must name a block'),
+        (dict(out_indices=(2, -1)), r'out_indices \(2, -1\) must be different blocks'),
+        (dict(frozen_stages=4), r'frozen_stages must be in -1\.\.3, but is 4'),
+        (dict(frozen_stages=-2), r'frozen_stages must be in -1\.\.3, but is -2'),
+        (dict(window_size=2), 'window_size needs with_cls_token=False'),
+        (dict(window_size=-1, with_cls_token=False), 'window_size must be greater than or equal to 0, but is -1'),
+        (dict(global_blocks=(0,)), 'global_blocks needs window_size'),
+        (dict(global_blocks=(5,), window_size=2, with_cls_token=False), 'global_blocks .*5.* must be different blocks'),
     ],
 )
 def test_impossible_options(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         vit(**changes)
 
 
-@pytest.mark.parametrize('changes', [dict(rel_pos_bias=True), dict(window_size=2, with_cls_token=False)])
-def test_pretraining_has_neither_windows_nor_bias(changes):
+def test_an_unknown_output_is_refused_by_mmpretrain():
+    with pytest.raises(ValueError, match='out_type'):
+        vit(out_type='map')
+
+
+@pytest.mark.parametrize(
+    'changes', [dict(rel_pos_bias=True), dict(window_size=2, with_cls_token=False), dict(final_norm=False)]
+)
+def test_pretraining_has_neither_windows_nor_bias_and_needs_the_final_norm(changes):
     backbone = {**tiny_config()['backbone'], **changes, 'out_type': 'featmap'}
-    with pytest.raises(ValueError, match='neither windows nor relative-position bias'):
+    with pytest.raises(ConfigError, match='needs window_size=0, rel_pos_bias=False and final_norm=True'):
         build(tiny_config(backbone=backbone))

@@ -1,7 +1,10 @@
+"""The heads: predictions, targets and losses, by hand."""
+
 import pytest
 import torch
 
 from bootmae_mm.models import BootMAEFeatureHead, BootMAEPixelHead
+from bootmae_mm.validation import ConfigError
 
 
 def test_pixel_prediction_is_the_transposed_convolution():
@@ -35,7 +38,7 @@ def test_pixel_loss_by_hand():
     torch.testing.assert_close(head.loss(tokens, images, ids, torch.tensor([[2.0, 0.5]])), wanted)
 
 
-def test_feature_loss_ignores_scale_and_shift_of_both_sides():
+def test_feature_loss_ignores_scale_and_shift_of_prediction_and_target():
     head = BootMAEFeatureHead(in_channels=8, out_channels=8)
     prediction, target, weights = torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.rand(2, 3)
     loss = head.loss(prediction, head.target(target), weights)
@@ -47,6 +50,10 @@ def test_feature_loss_ignores_scale_and_shift_of_both_sides():
     )
 
 
-def test_unknown_normalisation():
-    with pytest.raises(ValueError, match='normalize'):
+def test_impossible_options():
+    with pytest.raises(ConfigError, match="^normalize must be 'channel', 'patch' or 'none', but is 'whiten'$"):
         BootMAEPixelHead(in_channels=8, patch_size=4, normalize='whiten')
+    with pytest.raises(ConfigError, match='^patch_size must be greater than or equal to 1, but is 0$'):
+        BootMAEPixelHead(in_channels=8, patch_size=0)
+    with pytest.raises(ConfigError, match='^eps must be greater than 0, but is 0$'):
+        BootMAEFeatureHead(in_channels=8, out_channels=8, eps=0)

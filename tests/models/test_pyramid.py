@@ -1,9 +1,12 @@
+"""The feature pyramid: every level by hand, and in a segmentor of mmseg."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 
 from bootmae_mm.models import SimpleFeaturePyramid
+from bootmae_mm.validation import ConfigError
 
 
 def test_every_level_by_hand():
@@ -82,11 +85,14 @@ def test_every_weight_gets_a_gradient():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(scales=(3,)), 'of 4, 2, 1 and 0.5'),
-        (dict(num_outs=3), 'num_outs must be at least'),
-        (dict(scales=()), '> 0'),
+        (dict(scales=(3,)), r'scales must be 4, 2, 1 or 0.5, .*but are .*3'),
+        (dict(num_outs=3), 'scales must be .*at most num_outs 3 of them'),
+        (dict(scales=()), r'scales must be .*but are \(\)'),
+        (dict(scales='4'), 'scales'),
+        (dict(num_outs=0), 'num_outs must be greater than or equal to 1, but is 0'),
+        (dict(out_channels=0), 'out_channels must be greater than or equal to 1, but is 0'),
     ],
 )
 def test_impossible_options(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         SimpleFeaturePyramid(in_channels=8, **options)

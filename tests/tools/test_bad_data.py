@@ -1,4 +1,4 @@
-"""Wrong data for the downstream tasks ends in one clear line, through the real train.py."""
+"""Bad data of downstream tasks: train.py ends with an error of one line."""
 
 import json
 import re
@@ -41,7 +41,7 @@ SHORT = {
 
 @pytest.fixture
 def train(run_tool, tmp_path):
-    """Train for one iteration or epoch without workers: status and last line."""
+    """Train for one iteration or epoch without workers; return the status and the error message."""
 
     def run(config, scenes, *options, short=None):
         loaders = [
@@ -92,7 +92,7 @@ def test_missing_files_are_named(train, scenes, config, lost, message):
     ],
 )
 def test_class_counts_that_do_not_match(train, scenes, config, option, message):
-    if config == CLS:  # ten folders with something in each
+    if config == CLS:  # each class folder needs an image
         for label in range(10):
             Image.new('RGB', (32, 32)).save(scenes / f'digits/training/{label}/x.png')
     status, found = train(config, scenes, option)
@@ -132,7 +132,7 @@ def test_a_validation_map_with_an_id_out_of_range(train, scenes):
 
 
 def folders(root, **classes):
-    """A folder for each class, with four grey pictures in each."""
+    """Write a folder for each class, with four black images in each."""
     for split, names in classes.items():
         for name in names:
             (root / f'digits/{split}/{name}').mkdir(parents=True)
@@ -144,20 +144,20 @@ def folders(root, **classes):
 THREE = ('model.head.num_classes=3', 'model.data_preprocessor.num_classes=3')
 
 
-def test_validation_folders_of_other_classes(train, tmp_path):
+def test_validation_folders_with_other_classes(train, tmp_path):
     root = folders(tmp_path / 'data', training='abc', validation='acd')
     status, found = train(CLS, root, *THREE, 'val_evaluator.topk=(1,)')
     assert status == 1 and "training and validation do not have the same classes: label 1 is 'b'" in found, found
 
 
-def test_fewer_classes_than_the_metric_asks_for(train, run_tool, tmp_path):
+def test_fewer_classes_than_the_metric_needs(train, run_tool, tmp_path):
     root = folders(tmp_path / 'data', training='abc', validation='abc')
     status, found = train(CLS, root, *THREE)
-    assert status == 1 and 'the metric asks for the best 5 of 3 classes; set val_evaluator.topk=(1,)' in found, found
+    assert status == 1 and 'the metric needs the best 5 of 3 classes; set val_evaluator.topk=(1,)' in found, found
     fewer = ('val_evaluator.topk=(1,)', 'test_evaluator.topk=(1,)')
     status, found = train(CLS, root, *THREE, *fewer)
     assert status == 0, found
-    # A test set of other classes than those of the training.
+    # A test set with other classes than the training set.
     other = folders(tmp_path / 'other', training='abc', validation='abd')
     arguments = (ROOT / f'configs/{CLS}.py', tmp_path / 'work/epoch_1.pth', '--work-dir', tmp_path / 'test')
     options = (*THREE, *fewer, 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
@@ -165,7 +165,7 @@ def test_fewer_classes_than_the_metric_asks_for(train, run_tool, tmp_path):
     assert status == 1 and "and the test set do not have the same classes: label 2 is 'c'" in found, found
 
 
-def test_images_without_objects_are_left_out_in_training_and_kept_in_evaluation(train, scenes):
+def test_images_without_objects_are_skipped_in_training_but_not_in_evaluation(train, scenes):
     for split in ('training', 'validation'):
         path = scenes / f'instances_{split}.json'
         content = json.loads(path.read_text())
@@ -182,10 +182,10 @@ def test_images_without_objects_are_left_out_in_training_and_kept_in_evaluation(
 
 def test_wrong_out_indices_through_train(train, scenes):
     status, found = train(SEG, scenes, 'model.backbone.out_indices=(0,1,2,4)')
-    assert status == 1 and 'out_indices (0, 1, 2, 4) must be blocks in 0..3' in found, found
+    assert status == 1 and 'out_indices (0, 1, 2, 4) must be different blocks in 0..3' in found, found
 
 
-# Segmentation, detection and their files: what people really have.
+# Common mistakes in the files of segmentation and detection.
 
 
 def maps_of(scenes):
@@ -215,10 +215,11 @@ def test_maps_without_a_labeled_pixel(train, scenes):
     for path in maps_of(scenes):
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
     status, message = train(SEG, scenes)
-    assert status == 1 and 'no pixel is labeled in the first 1 batches: every id is 255' in message
+    assert status == 1 and 'no pixel is labeled in the first 1 batches, as in ' in message
+    assert ': every id is 255, which is ignored' in message
 
 
-def test_foreground_that_is_ignored_is_warned_of(train, scenes, tmp_path):
+def test_a_warning_tells_of_ignored_foreground(train, scenes, tmp_path):
     for path in maps_of(scenes):
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
     plain = [
@@ -229,10 +230,10 @@ def test_foreground_that_is_ignored_is_warned_of(train, scenes, tmp_path):
     status, message = train(SEG, scenes, *plain)
     assert status == 0, message
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert 'only class 0 occurs in the first 1 batches, and pixels of id 255' in log
+    assert 'only class 0 occurs in the first 1 batches, as in ' in log and ', and ignored pixels of id 255' in log
 
 
-def test_foreground_that_only_validation_ignores_is_warned_of(train, scenes, tmp_path):
+def test_a_warning_tells_of_foreground_that_is_ignored_in_validation_only(train, scenes, tmp_path):
     for path in maps_of(scenes):
         foreground = 255 if path.parent.name == 'validation' else 1
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, foreground, 0).astype(np.uint8)).save(path)
@@ -251,7 +252,7 @@ def test_labels_of_the_test_set_are_checked(train, run_tool, scenes, tmp_path):
     status, message = train(SEG, scenes)
     assert status == 0, message
     path = sorted((scenes / 'images/validation').glob('*.png'))[0]
-    turn(path, 6)
+    rotate(path, 6)
     label = scenes / 'annotations/validation' / path.name
     Image.open(label).crop((0, 0, 48, 40)).save(label)
     arguments = (ROOT / f'configs/{SEG}.py', tmp_path / 'work/iter_1.pth', '--work-dir', tmp_path / 'test')
@@ -260,8 +261,8 @@ def test_labels_of_the_test_set_are_checked(train, run_tool, scenes, tmp_path):
     assert status == 1 and path.name in message and 'EXIF orientation 6' in message, message
 
 
-def test_nothing_to_learn_stops_a_run_of_any_task(train, scenes):
-    """Every pixel is ignored by the loss, which no check of labels can know."""
+def test_a_run_that_learns_nothing_stops(train, scenes):
+    """The loss ignores all pixels, which no check of labels can detect."""
     losses = [f'model.{head}.loss_decode.loss_weight=0.0' for head in ('decode_head', 'auxiliary_head')]
     status, message = train(SEG, scenes, *losses)
     assert status == 1 and 'loss and gradient were exactly 0 in all of the first 1 iterations' in message
@@ -294,8 +295,8 @@ def test_coco_images_without_a_height(train, scenes):
     assert status == 1 and "images have no usable 'height'" in message
 
 
-def turn(path, orientation):
-    """Save a photograph with an orientation tag, not square."""
+def rotate(path, orientation):
+    """Save an image with an orientation tag, cropped to an oblong."""
     image = Image.open(path).convert('RGB').crop((0, 0, 48, 40))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -304,16 +305,16 @@ def turn(path, orientation):
 
 @pytest.mark.parametrize('config', [SEG, DET])
 @pytest.mark.parametrize('split', ['training', 'validation'])
-def test_photographs_that_are_turned_as_they_are_loaded(train, scenes, config, split):
+def test_images_that_are_rotated_when_loaded(train, scenes, config, split):
     path = sorted((scenes / 'images' / split).glob('*.png'))[0]
-    turn(path, 6)
+    rotate(path, 6)
     label = scenes / 'annotations' / split / path.name
     Image.open(label).crop((0, 0, 48, 40)).save(label)
     status, message = train(config, scenes)
     assert status == 1 and path.name in message and 'EXIF orientation 6' in message
 
 
-def test_orientation_that_sizes_do_not_tell(train, scenes, tmp_path):
+def test_a_warning_tells_of_an_orientation_that_does_not_change_the_size(train, scenes, tmp_path):
     path = sorted((scenes / 'images/training').glob('*.png'))[0]
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -339,37 +340,34 @@ def test_upernet_with_a_batch_of_one(train, scenes):
     assert status == 1 and 'needs at least two images' in message
 
 
-def test_save_best_that_the_evaluator_does_not_have(train, scenes, tmp_path):
+def test_save_best_with_an_unknown_metric(train, scenes, tmp_path):
     metric = [f'{name}_evaluator.metric=[bbox]' for name in ('val', 'test')]
     status, message = train(DET, scenes, *metric)
     assert status == 0, message
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert "save_best='coco/segm_mAP' is no metric of this evaluator, which has 'coco/bbox_mAP'" in log
+    assert "save_best='coco/segm_mAP' is not a metric of this evaluator, which has 'coco/bbox_mAP'" in log
     assert (tmp_path / 'work/epoch_1.pth').is_file()
 
 
 @pytest.mark.parametrize(('name', 'foreground'), [('folder', 1), ('binary', 255)])
 def test_own_segmentation_data_end_to_end(train, scenes, tmp_path, name, foreground):
-    """The documented configs, in small: they learn, and both classes have a score."""
+    """Tiny forms of the documented configs learn, and both classes have a score."""
     for path in maps_of(scenes):
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, foreground, 0).astype(np.uint8)).save(path)
     config = tmp_path / 'own.py'
     config.write_text(
         f"""
 _base_ = '{ROOT}/configs/seg/bootmae_vitb_upernet_{name}.py'
+crop_size = (48, 48)
 model = dict(
-    data_preprocessor=dict(size=(48, 48)),
     backbone=dict(arch=dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
-                  img_size=48, patch_size=4, out_indices=(0, 1, 2, 3)),
+                  patch_size=4, out_indices=(0, 1, 2, 3)),
     neck=dict(embed_dim=64, rescales=[2, 1, 0.5, 0.25]),
-    decode_head=dict(in_channels=[64] * 4, channels=24), auxiliary_head=dict(in_channels=64, channels=24),
-    test_cfg=dict(crop_size=(48, 48), stride=(32, 32)))
+    decode_head=dict(in_channels=[64] * 4, channels=24), auxiliary_head=dict(in_channels=64, channels=24))
 """
     )
     pipelines = {'train': '2.scale' if name == 'folder' else '3.scale', 'val': '1.scale', 'test': '1.scale'}
     options = [f'{key}_dataloader.dataset.pipeline.{step}=(96,48)' for key, step in pipelines.items()]
-    crop = 3 if name == 'folder' else 4
-    options += [f'train_dataloader.dataset.pipeline.{crop}.crop_size=(48,48)']
     options += [f'{key}_dataloader.dataset.img_suffix=.png' for key in pipelines]
     SHORT['own'] = ('train_cfg.max_iters=2', 'train_cfg.val_interval=2')
     status, message = train(config, scenes, *options, short='own')
@@ -379,18 +377,18 @@ model = dict(
     assert 'background' in scores and 'object' in scores and 'nan' not in scores
 
 
-def test_doubles_in_a_hidden_folder(train, scenes):
+def test_duplicates_in_a_hidden_folder(train, scenes):
     for kind in ('images', 'annotations'):
         folder = scenes / kind / 'training'
         shutil.copytree(folder, scenes / 'copy')
         shutil.move(scenes / 'copy', folder / '.ipynb_checkpoints')
     status, message = train(SEG, scenes)
-    assert status == 1 and '.ipynb_checkpoints/training_00000.png lies in a hidden folder' in message
+    assert status == 1 and '.ipynb_checkpoints/training_00000.png is in a hidden folder' in message
 
 
-def test_a_schedule_that_monitors_what_the_evaluator_does_not_have(train, scenes, tmp_path):
+def test_a_schedule_that_monitors_an_unknown_metric(train, scenes, tmp_path):
     plateau = "param_scheduler=[{'type': 'ReduceOnPlateauLR', 'monitor': 'bar', 'by_epoch': True}]"
     status, message = train(CLS, scenes, plateau)
     assert status == 0, message
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
-    assert "ReduceOnPlateauLR monitors 'bar', which is no metric of this evaluator" in log
+    assert "ReduceOnPlateauLR monitors 'bar', which is not a metric of this evaluator" in log

@@ -1,3 +1,5 @@
+"""A short form of tools/demo.py."""
+
 import json
 
 import pytest
@@ -8,13 +10,13 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
-def test_demo_in_small(tmp_path, run_tool):
+def test_a_short_demo(tmp_path, run_tool):
     status, out, message = run_tool('demo.py', '--work-dir', tmp_path / 'demo', '--epochs', 3)
     assert status == 0, message
     summary = json.loads((tmp_path / 'demo/summary.json').read_text())
     accuracy = summary['accuracy_percent']
     assert set(accuracy) == {'raw pixels', 'encoder, random weights', 'encoder, pretrained'}
-    assert accuracy['raw pixels']['knn'] > 95  # what raw pixels are known to reach on these digits
+    assert accuracy['raw pixels']['knn'] > 95  # known accuracy of raw pixels on these digits
     for row in accuracy.values():
         assert set(row) == {'knn', 'linear_10_labels', 'linear_all_labels'}
         assert all(10 < value <= 100 for value in row.values())
@@ -36,7 +38,7 @@ def test_a_demo_without_epochs(tmp_path, run_tool):
     assert status == 1 and message == 'error: --epochs must be at least 1, but is 0'
 
 
-def test_demo_config_is_a_whole_bootmae():
+def test_the_demo_config_has_both_decoders_and_the_teacher():
     cfg = Config.fromfile(ROOT / 'configs/pretrain/bootmae_vitt_digits.py')
     assert cfg.model.neck.pixel.context_block == 0 and cfg.model.neck.feature.context_block == -1
     assert cfg.model.pixel_head.normalize == 'none'

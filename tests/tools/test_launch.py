@@ -1,3 +1,7 @@
+"""From a command line to a Runner: configs, checkpoints, launchers, errors."""
+
+import pickle
+
 import pytest
 import torch
 from mmengine import Config
@@ -6,7 +10,8 @@ from safetensors.torch import save_file
 
 from bootmae_mm.checkpoints.names import to_timm
 from bootmae_mm.engine.checks import check_checkpoint, check_loader, check_same_classes
-from bootmae_mm.engine.launch import cause_of, finish, launched_rank, prepare, read_config, use_amp
+from bootmae_mm.engine.launch import cause_of, exit_with, finish, launched_rank, prepare, read_config, use_amp
+from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.conftest import ROOT, run_config
 
 
@@ -17,7 +22,7 @@ def test_the_rank_is_that_of_the_launcher_in_use(monkeypatch, launcher, rank):
     assert launched_rank(launcher) == rank
 
 
-def test_data_root_reaches_every_dataset(tmp_path, image_folder):
+def test_data_root_applies_to_every_dataset(tmp_path, image_folder):
     config = run_config(tmp_path / 'config.py', image_folder)
     cfg = read_config(str(config), dict(data_root='/other'))
     assert cfg.train_dataloader.dataset.data_root == cfg.test_dataloader.dataset.data_root == '/other'
@@ -26,7 +31,7 @@ def test_data_root_reaches_every_dataset(tmp_path, image_folder):
     assert folder.work_dir == 'work_dirs/bootmae_vitb_folder'
 
 
-def test_a_dataset_with_a_root_of_its_own_keeps_it(tmp_path, image_folder):
+def test_a_dataset_keeps_its_own_data_root(tmp_path, image_folder):
     config = run_config(tmp_path / 'config.py', image_folder)
     cfg = read_config(str(config), {'test_dataloader.dataset.data_root': '/held', 'data_root': '/other'})
     assert cfg.test_dataloader.dataset.data_root == '/held'
@@ -36,7 +41,7 @@ def test_unknown_keys_and_files(tmp_path, image_folder):
     config = run_config(tmp_path / 'config.py', image_folder)
     with pytest.raises(ValueError, match="nothing reads the key 'data_rot'.*did you mean 'data_root'"):
         read_config(str(config), dict(data_rot='/x'))
-    with pytest.raises(FileNotFoundError, match='no config nowhere.py'):
+    with pytest.raises(MissingFileError, match='^no config nowhere.py$'):
         read_config('nowhere.py', {})
 
 
@@ -44,7 +49,7 @@ def test_none_switches_a_hook_off(tmp_path, image_folder):
     config = run_config(tmp_path / 'config.py', image_folder)
     cfg = read_config(str(config), {'default_hooks.curves': None})
     assert 'curves' not in cfg.default_hooks and 'ema' in cfg.default_hooks
-    # One of mmengine's own: it would come back if the key were not there.
+    # A default hook of mmengine: it would be added again if the key were missing.
     cfg = read_config(str(config), {'default_hooks.checkpoint': None}, str(tmp_path / 'work'))
     cfg.experiment_name = tmp_path.name
     names = {type(hook).__name__ for hook in Runner.from_cfg(cfg).hooks}
@@ -68,7 +73,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, image_folder):
 
     check(state, True)
     student = {name: value for name, value in state.items() if not name.startswith('teacher.')}
-    check(student, False)  # a start: the teacher will be a copy
+    check(student, False)  # the teacher will be a copy
     for bad, complete, message in (
         (student, True, r'does not fit.*teacher'),
         ({name.replace('backbone', 'encoder'): value for name, value in state.items()}, True, 'missing'),
@@ -78,7 +83,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, image_folder):
     ):
         with pytest.raises(ValueError, match=message):
             check(bad, complete)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MissingFileError, match='^no checkpoint .*none.pth$'):
         check_checkpoint(runner, str(tmp_path / 'none.pth'))
 
 
@@ -93,7 +98,10 @@ def test_classes_in_another_order():
 
 def test_fewer_images_than_a_batch(tmp_path, image_folder):
     runner = runner_of(run_config(tmp_path / 'config.py', image_folder, batch_size=16), tmp_path)
-    with pytest.raises(ValueError, match='8 images are less than one batch of 16 for each of 1 processes'):
+    with pytest.raises(
+        ConfigError,
+        match=r'\(0 per epoch\): 8 images .* in batches of train_dataloader.batch_size=16 on each of 1 processes',
+    ):
         check_loader(runner)
 
 
@@ -115,8 +123,8 @@ def test_amp_option_means_bfloat16():
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
 
 
-def test_processes_leave_their_group(tmp_path):
-    finish()  # nothing to do without one
+def test_finish_leaves_the_process_group(tmp_path):
+    finish()  # does nothing without one
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     finish()
     assert not torch.distributed.is_initialized()
@@ -127,9 +135,9 @@ def test_processes_leave_their_group(tmp_path):
     [
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 'signal: Killed'),
         (RuntimeError('DataLoader timed out after 5 seconds'), 'a worker hangs'),
-        (EOFError(), 'has died as it sent a batch'),
-        (ConnectionResetError(104, 'Connection reset by peer'), 'has died as it sent a batch'),
-        (RuntimeError('[gloo] Connection closed by peer'), 'another process has died'),
+        (EOFError(), 'died while sending a batch'),
+        (ConnectionResetError(104, 'Connection reset by peer'), 'died while sending a batch'),
+        (RuntimeError('[gloo] Connection closed by peer'), 'another process died'),
         (EOFError('Caught EOFError in DataLoader worker process 0.'), None),
         (RuntimeError('shapes do not fit'), None),
         (ValueError('DataLoader worker'), None),
@@ -140,7 +148,7 @@ def test_causes_of_broken_runs(error, cause):
     assert found is None if cause is None else cause in found
 
 
-def test_a_cause_is_found_behind_the_error_that_it_was_turned_into():
+def test_a_cause_is_found_in_the_chain_of_errors():
     with pytest.raises(SyntaxError) as error:
         try:
             raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
@@ -149,8 +157,37 @@ def test_a_cause_is_found_behind_the_error_that_it_was_turned_into():
     assert 'signal: Killed' in cause_of(error.value)
 
 
-def test_load_from_of_an_encoder_names_the_way_that_works(tmp_path, image_folder, run_tool):
-    """timm's names here; what the message says to do trains."""
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (ConfigError('depth must be at least 1'), 'error: depth must be at least 1'),
+        (MissingFileError('no config x.py'), 'error: no config x.py'),
+        (OSError(28, 'No space left on device'), 'error: [Errno 28] No space left on device'),
+        (FloatingPointError('loss not finite'), 'error: loss not finite'),
+        (EOFError(), 'error: a worker of the loader died while sending a batch'),
+        (pickle.UnpicklingError('junk'), 'error: a checkpoint does not load safely: it is not a file of torch.save'),
+    ],
+)
+def test_explained_errors_end_a_tool_with_one_line(capsys, error, message):
+    with pytest.raises(SystemExit) as end:
+        exit_with(error)
+    assert end.value.code.startswith(message) and '\n' not in end.value.code
+    assert capsys.readouterr().err == ''
+
+
+def test_other_errors_end_a_tool_with_a_traceback(capsys):
+    with pytest.raises(SystemExit, match='^error: invalid literal'):
+        try:
+            int('no number')
+        except ValueError as error:
+            exit_with(error)
+    assert 'Traceback' in capsys.readouterr().err
+    with pytest.raises(MemoryError):
+        exit_with(MemoryError())
+
+
+def test_load_from_of_an_encoder_names_the_options_that_work(tmp_path, image_folder, run_tool):
+    """The encoder has timm's names; training works with the options in the message."""
     config = run_config(tmp_path / 'config.py', image_folder, epochs=1)
     runner = runner_of(config, tmp_path)
     runner.model.init_weights()
@@ -159,7 +196,7 @@ def test_load_from_of_an_encoder_names_the_way_that_works(tmp_path, image_folder
     status, _, message = run_tool(
         'train.py', config, '--work-dir', tmp_path / 'one', '--cfg-options', f'load_from={tmp_path / "mae.pth"}'
     )
-    assert status == 1 and 'holds an encoder, not the whole model that load_from is for' in message
+    assert status == 1 and 'holds an encoder, but load_from needs the whole model' in message
     options = message.split('--cfg-options ')[1].split()
     status, _, message = run_tool('train.py', config, '--work-dir', tmp_path / 'two', '--cfg-options', *options)
     assert status == 0, message
@@ -182,7 +219,7 @@ def test_load_from_a_whole_model_in_safetensors(tmp_path, image_folder, run_tool
 
 @pytest.mark.parametrize('wrapper', [None, dict(type='MMDistributedDataParallel', broadcast_buffers=False)])
 def test_find_unused_parameters_on_a_cpu(tmp_path, image_folder, monkeypatch, wrapper):
-    """mmengine looks at the key only where there is no wrapper in the config."""
+    """mmengine reads the key only if the config has no wrapper."""
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *_, **__: None)
     config = run_config(tmp_path / 'config.py', image_folder)
     options = {'find_unused_parameters': True, 'model_wrapper_cfg': wrapper, 'sync_bn': 'torch'}
@@ -196,4 +233,4 @@ def test_erased_pixels_have_the_statistics_of_the_preprocessor():
     options = {'model.data_preprocessor.mean': [1.0, 2.0, 3.0], 'model.data_preprocessor.std': [4.0, 5.0, 6.0]}
     cfg = read_config(str(ROOT / 'configs/cls/bootmae_vitb_ft_100e.py'), options)
     step = next(s for s in cfg.train_dataloader.dataset.pipeline if s.type == 'bootmae_mm.RandomErasing')
-    assert (step.mean, step.std) == ([3.0, 2.0, 1.0], [6.0, 5.0, 4.0])  # in BGR, as the images are there
+    assert (step.mean, step.std) == ([3.0, 2.0, 1.0], [6.0, 5.0, 4.0])  # BGR, the channel order at this step

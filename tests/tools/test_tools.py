@@ -62,7 +62,7 @@ def test_help_has_an_example(script):
 
 
 @pytest.mark.parametrize('script', ['train.py', 'test.py', 'benchmark.py', 'pack_dataset.py'])
-def test_help_imports_little(script):
+def test_help_imports_no_heavy_module(script):
     code = f"""
 import runpy, sys
 sys.argv = ['{script}', '--help']
@@ -79,7 +79,7 @@ print('heavy:', [name for name in ('mmpretrain', 'mmdet', 'mmengine.runner', 'ma
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, image_folder, accumulate):
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, image_folder, accumulate):
     one = run_config(tmp_path / 'one.py', image_folder, batch_size=4, roll=1, accumulate=accumulate)
     two = run_config(tmp_path / 'two.py', image_folder, batch_size=2, roll=1, accumulate=accumulate)
     status, _, err = shell(sys.executable, ROOT / 'tools/train.py', one, '--work-dir', tmp_path / 'a')
@@ -91,13 +91,13 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, image_folder, 
     assert len(alone) == len(together) == 6
     for a, b in zip(alone, together, strict=True):
         names = {'loss', 'pixel_loss', 'feature_loss', 'lr', 'ema_decay'}
-        # There is a norm where the optimizer stepped.
+        # Only iterations with an optimizer step have a norm.
         for name in names | ({'grad_norm'} if a['step'] % accumulate == 0 else set()):
             assert b[name] == pytest.approx(a[name], rel=2e-4), (a['step'], name)
     states = [torch.load(tmp_path / folder / 'epoch_3.pth', weights_only=False)['state_dict'] for folder in 'ab']
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=2e-5, msg=name)
-    # Evaluation with two processes, of the same checkpoint.
+    # Evaluation of the same checkpoint on two processes.
     status, _, err = shell(
         ROOT / 'tools/dist_test.sh',
         two,
@@ -130,7 +130,7 @@ def test_train_resume_and_reconstruct(tmp_path, image_folder, run_tool):
     for tool in (('train.py', config, '--resume', tmp_path / 'other.pth'), ('test.py', config, tmp_path / 'other.pth')):
         status, _, message = run_tool(*tool, '--work-dir', tmp_path / 'refused')
         assert status == 1 and 'does not fit the model' in message and '\n' not in message
-    # The end is reached already; a longer schedule goes on.
+    # The run is complete; with a longer schedule it resumes.
     status, _, err = shell(
         sys.executable, ROOT / 'tools/train.py', *arguments, '--resume', '--cfg-options', 'train_cfg.max_epochs=3'
     )
@@ -156,10 +156,13 @@ def test_train_resume_and_reconstruct(tmp_path, image_folder, run_tool):
         (['CONFIG', '--cfg-options', 'load_from=nowhere.pth'], 'no checkpoint nowhere.pth'),
         (['CONFIG', '--cfg-options', 'model.backbone.arch=vast'], "unknown arch 'vast'"),
         (['CONFIG', '--cfg-options', 'train_dataloader.dataset.masking.ratio=1.0'], '0 < masked < 24'),
-        (['CONFIG', '--cfg-options', 'model.backbone.img_size=(30,48)'], 'not divisible by patch_size'),
+        (
+            ['CONFIG', '--cfg-options', 'model.backbone.img_size=(30,48)'],
+            'img_size 30x48 must be divisible by patch_size 8',
+        ),
     ],
 )
-def test_train_says_what_is_wrong_in_one_line(tmp_path, image_folder, run_tool, arguments, message):
+def test_errors_of_train_have_one_line(tmp_path, image_folder, run_tool, arguments, message):
     config = run_config(tmp_path / 'config.py', image_folder)
     arguments = [config if argument == 'CONFIG' else argument for argument in arguments]
     status, _, found = run_tool('train.py', *arguments, '--work-dir', tmp_path / 'work')
@@ -167,7 +170,7 @@ def test_train_says_what_is_wrong_in_one_line(tmp_path, image_folder, run_tool, 
     assert message in found and '\n' not in found and found.startswith('error: ')
 
 
-def test_reconstruct_says_what_is_wrong_in_one_line(tmp_path, run_tool, image_folder):
+def test_errors_of_reconstruct_have_one_line(tmp_path, run_tool, image_folder):
     config = tmp_path / 'config.py'
     config.write_text(f'model = {tiny_config()!r}\n')
     torch.save(dict(state_dict=build(tiny_config()).state_dict()), tmp_path / 'x.pth')
@@ -189,26 +192,26 @@ def test_reconstruct_says_what_is_wrong_in_one_line(tmp_path, run_tool, image_fo
         (['config.py', '0'], 'positive integer'),
     ],
 )
-def test_dist_train_says_what_is_wrong(arguments, message):
+def test_errors_of_dist_train(arguments, message):
     status, _, err = shell(ROOT / 'tools/dist_train.sh', *arguments)
     assert status == 2 and message in err
 
 
 def test_restarts_are_for_one_node():
-    """Each node counts its own: one that begins anew beside one that goes on would lose the run silently."""
+    """Each node counts its own restarts: one could start from scratch while another resumes."""
     status, _, err = shell(ROOT / 'tools/dist_train.sh', 'config.py', 1, NNODES='2', MAX_RESTARTS='1')
     assert status == 2 and 'error: MAX_RESTARTS is for one node; on several, start again with --resume' in err
 
 
 def fake_python(tmp_path, gpus):
-    """An interpreter that reports some GPUs and shows what it is asked to run."""
+    """Write an interpreter that reports a number of GPUs and prints its arguments; return its path."""
     path = tmp_path / 'python'
     path.write_text(f'#!/bin/bash\nif [[ $1 == -c ]]; then echo {gpus}; else echo "RUN $@"; fi\n')
     path.chmod(0o755)
     return str(path)
 
 
-def test_dist_train_checks_the_number_of_gpus_and_passes_nodes_on(tmp_path):
+def test_dist_train_checks_the_number_of_gpus_and_forwards_nodes(tmp_path):
     python = fake_python(tmp_path, 4)
     status, _, err = shell(ROOT / 'tools/dist_train.sh', 'config.py', 8, PYTHON=python)
     assert status == 2 and 'error: 8 GPUs asked for, but this machine has 4' in err

@@ -1,4 +1,4 @@
-"""The transfer demo in its short form, and what comes out of it in the ecosystem's own inferencers."""
+"""A short transfer demo, and its checkpoints in the inferencers of OpenMMLab."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    """A pretraining checkpoint of the demo's model, untrained."""
+    """A pretraining checkpoint of the demo's model with initial weights."""
     cfg = Config.fromfile(ROOT / 'configs/pretrain/bootmae_vitt_digits.py')
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -57,7 +57,7 @@ def test_summary_and_pictures(demo):
         for start in ('pretrained', 'from scratch'):
             assert all(0 <= value <= 100 for value in result[start]['metrics'].values()), task
         assert np.asarray(Image.open(work_dir / result['picture'])).std() > 20
-    # Pretrained means from the checkpoint; from scratch means not.
+    # Only the pretrained runs load the checkpoint.
     assert output.count('52 of 52 pretrained weights loaded') == 3
 
 
@@ -76,7 +76,7 @@ def test_classification_inferencer(demo):
 
     allow_mmengine_checkpoints()
     config, weights = fine_tuned(demo[0], 'classification')
-    init_default_scope('mmpretrain')  # as in a process of its own, whatever ran here before
+    init_default_scope('mmpretrain')  # other tests may have set another scope
     inferencer = ImageClassificationInferencer(config, pretrained=weights, device='cpu')
     (result,) = inferencer(image_of(demo[0]))
     assert result['pred_class'] in '0123456789' and abs(sum(result['pred_scores']) - 1) < 1e-4

@@ -1,4 +1,4 @@
-"""A checkpoint with code in it: refused by every tool and on every way in, unless it is trusted."""
+"""A checkpoint with code in it is refused by every tool and option that reads it, unless it is trusted."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ FINE_TUNED = ROOT / 'configs/cls/bootmae_vitt_digits_ft.py'
 
 
 class MakesFolder:
-    """Harmless, but code: whoever unpickles it makes a folder."""
+    """Harmless code: creates a folder when unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -32,7 +32,7 @@ def made(tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A run of one epoch: its config and its checkpoint."""
+    """Config and checkpoint of a run of one epoch."""
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.engine.runner import Runner
 
@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def harmful(trained, made, tmp_path):
-    """The same checkpoint with code in it."""
+    """The checkpoint of ``trained`` with code in it."""
     checkpoint = torch.load(trained[1], weights_only=False)
     path = tmp_path / 'harmful.pth'
     torch.save({**checkpoint, 'extra': MakesFolder(made)}, path)
@@ -55,7 +55,7 @@ def harmful(trained, made, tmp_path):
 
 
 class Reaches:
-    """Asks for more than a statistic through ``getattr``, which mmengine's own list of safe functions has."""
+    """Calls ``getattr``, which mmengine's list of safe functions allows, for more than a statistic."""
 
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__init__')
@@ -65,7 +65,7 @@ SMALL = (
     '--work-dir {work} --cfg-options data_root={scenes} train_cfg.max_epochs=1 train_dataloader.batch_size=4 '
     'train_dataloader.num_workers=0'
 )
-# Ways in: {config} of pretraining, {harmful} checkpoint, {work} folder.
+# Commands that read a checkpoint; {config} is a pretraining config, {harmful} the checkpoint, {work} a folder.
 WAYS = {
     'load_from': 'train.py {config} --work-dir {work} --cfg-options load_from={harmful}',
     'resume': 'train.py {config} --work-dir {work} --resume {harmful} --cfg-options train_cfg.max_epochs=2',
@@ -76,7 +76,7 @@ WAYS = {
     'benchmark': 'benchmark.py step {config} --repeats 1 --warmup 0 --cfg-options '
     'model.pixel_head.init_cfg.type=Pretrained model.pixel_head.init_cfg.checkpoint={harmful}',
     'knn': f'knn.py {DIGITS} {{harmful}} --cfg-options work_dir={{work}}',
-    # BootMAEViT reads its weights by itself, other modules through mmengine.
+    # BootMAEViT reads its own weights; other modules read them through mmengine.
     'Pretrained': f'train.py {FINE_TUNED} {SMALL} model.backbone.init_cfg.checkpoint={{harmful}}',
     'Pretrained by mmengine': f'train.py {FINE_TUNED} {SMALL} model.backbone.init_cfg=None '
     'model.head.init_cfg.type=Pretrained model.head.init_cfg.checkpoint={harmful} model.head.init_cfg._delete_=True',
@@ -105,8 +105,8 @@ def test_refused_everywhere(way, trained, harmful, made, tmp_path, run_tool):
 
 
 @pytest.mark.parametrize('resume', [False, True])
-def test_a_runner_that_no_tool_started(resume, trained, harmful, made, tmp_path, monkeypatch):
-    """The switch of the tools is not set; the Runner is as careful without."""
+def test_a_runner_without_a_tool_refuses_code(resume, trained, harmful, made, tmp_path, monkeypatch):
+    """The Runner does not depend on the variables that the tools set."""
     from bootmae_mm.checkpoints.reading import reason_of
     from bootmae_mm.engine.launch import prepare, read_config
     from bootmae_mm.engine.runner import Runner
@@ -121,20 +121,20 @@ def test_a_runner_that_no_tool_started(resume, trained, harmful, made, tmp_path,
     assert not made.exists() and SAFE not in os.environ
     with pytest.raises(pickle.UnpicklingError), data_only():
         torch.load(harmful, weights_only=False)
-    torch.load(harmful, weights_only=False)  # who loads by himself may
+    torch.load(harmful, weights_only=False)  # torch's own loading is unchanged
     assert made.exists()
 
 
 @pytest.mark.parametrize('way', ['load_from', 'Pretrained', 'Pretrained by mmengine'])
-def test_getattr_is_no_way_round(way, trained, made, tmp_path, run_tool):
+def test_getattr_is_refused(way, trained, made, tmp_path, run_tool):
     torch.save(dict(state_dict={}, extra=Reaches()), tmp_path / 'reaches.pth')
     status, _, message = run_tool(*command(way, trained, tmp_path / 'reaches.pth', tmp_path))
     assert status == 1 and "the file asks for '__init__'" in message, message
 
 
 @pytest.mark.parametrize('times', [1, 2])
-def test_what_mmengine_saves_is_read_by_it_too(trained, times):
-    """With its log history, and again after that."""
+def test_mmengine_reads_its_own_checkpoints(trained, times):
+    """With the log history, also a second time."""
     from mmengine.runner import load_checkpoint
 
     from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints
@@ -146,14 +146,14 @@ def test_what_mmengine_saves_is_read_by_it_too(trained, times):
 
 
 @pytest.mark.parametrize('way', ['load_from', 'resume', 'test', 'reconstruct', 'convert'])
-def test_trusted_it_is_read_like_any_other(way, trained, harmful, made, tmp_path, run_tool):
+def test_a_trusted_checkpoint_is_read(way, trained, harmful, made, tmp_path, run_tool):
     name, *arguments = command(way, trained, harmful, tmp_path)
     status, _, message = run_tool(name, '--trust-checkpoint', *arguments)
     assert status == 0, message
     assert made.exists()
 
 
-def test_a_run_does_not_go_on_from_it_by_itself(trained, harmful, made, tmp_path, run_tool):
+def test_auto_resume_skips_a_checkpoint_with_code(trained, harmful, made, tmp_path, run_tool):
     config, good = trained
     work = tmp_path / 'work'
     work.mkdir()
@@ -166,7 +166,7 @@ def test_a_run_does_not_go_on_from_it_by_itself(trained, harmful, made, tmp_path
 
 
 def test_no_code_of_a_config_in_a_checkpoint_is_run(trained, made, tmp_path, run_tool):
-    """mmengine would run the text that MMCV's old runners left there; and build whatever a dotted type names."""
+    """mmengine would run the text that MMCV's old runners wrote, and import and call any dotted type."""
     config, good = trained
     checkpoint = torch.load(good, weights_only=False)
     checkpoint['meta']['config'] = f'import os\nos.makedirs({str(made)!r})'
@@ -185,4 +185,8 @@ def test_no_code_of_a_config_in_a_checkpoint_is_run(trained, made, tmp_path, run
             ['export.py', path, '--to', 'timm'],
         ):
             status, _, message = run_tool(tool, *arguments, '--out', out)
-            assert status == 1 and not made.exists() and 'which may be any code' in message, (tool, kind, message)
+            assert status == 1 and not made.exists() and 'which could execute arbitrary code' in message, (
+                tool,
+                kind,
+                message,
+            )

@@ -1,3 +1,5 @@
+"""Pictures: reconstructions and curves."""
+
 import json
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bootmae_mm.validation import ConfigError
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
 from tests.conftest import build, random_batch, tiny_config
 
@@ -23,7 +26,7 @@ def test_a_perfect_prediction_restores_the_image(model, normalize, monkeypatch):
         torch.testing.assert_close(panels[name], wanted, rtol=0, atol=1e-5)
 
 
-def test_panels_show_what_their_names_say(model):
+def test_contents_of_the_panels(model):
     batch = random_batch(batch=2)
     batch['inputs'] = batch['inputs'].clamp(-1, 1)
     panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
@@ -42,7 +45,7 @@ def test_panels_show_what_their_names_say(model):
                 assert torch.equal(panels['prediction'][place], panels['reconstruction'][place])
 
 
-def test_picture_has_a_row_an_image_and_a_labelled_column_a_panel(model):
+def test_a_picture_has_one_row_per_image_and_one_labeled_column_per_panel(model):
     batch = random_batch(batch=3)
     panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
     picture = draw_reconstruction(panels, names=['one.jpg', 'two.jpg', 'three.jpg'])
@@ -52,13 +55,15 @@ def test_picture_has_a_row_an_image_and_a_labelled_column_a_panel(model):
     plain = draw_reconstruction(panels)
     original = plain[24 : 24 + 128, 6 : 6 + 192][::4, ::4]
     np.testing.assert_allclose(original / 255, panels['original'][0].permute(1, 2, 0), atol=0.003)
+    assert draw_reconstruction(panels, min_height=32).shape[0] == 24 + 3 * (32 + 6)
+    assert draw_reconstruction(panels, min_height=33).shape[0] == 24 + 3 * (64 + 6)
 
 
-def test_no_pixel_branch_no_picture():
+def test_a_model_without_pixel_branch_has_no_picture():
     config = tiny_config(pixel_head=None)
     config['neck']['pixel'] = None
     batch = random_batch()
-    with pytest.raises(ValueError, match='no pixel branch'):
+    with pytest.raises(ConfigError, match='no pixel branch'):
         reconstruct(build(config), batch['inputs'], batch['ids_keep'], batch['ids_mask'])
 
 

@@ -1,60 +1,75 @@
-"""Checkpoints: which are written and kept, what goes into them, and what happens if they cannot be written."""
+"""Checkpoints: when to write them, what to keep, and what to do if they cannot be written."""
 
 from __future__ import annotations
 
 import shutil
 from collections import deque
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
+from pydantic import AfterValidator, Field
 
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.values import integer
+from bootmae_mm.validation import MAX_COUNT, Count, validated
 
-from ..recovery import LAST, name_last
-from ..sharding import divide_states, is_sharded, unwrapped
+from ..recovery import LAST, write_last
+from ..sharding import is_sharded, shard_states, unwrapped
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError('must be -1 or a positive int, but is 0')
+    return value
+
+
+CountOrAll = Annotated[int, Field(ge=-1, le=MAX_COUNT), AfterValidator(_not_zero)]
 
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """mmengine's ``CheckpointHook`` for runs that last days.
+    """mmengine's ``CheckpointHook`` for long runs.
 
-    - An old checkpoint, the best one too, is removed once the new one is safe, not before.
-    - If a checkpoint cannot be written (a full disk), training goes on with an error in the log; the last one stays.
-      Where that was the last one of the run, the run ends with an error.
+    - An old checkpoint, also the best one, is removed only after the new one is written.
+    - If a checkpoint cannot be written (full disk), training continues with an error in the log, and the last one is
+      kept. If the last checkpoint of the run cannot be written, the run ends with an error.
     - Weights that are not finite are never saved.
-    - If ``save_best`` names a metric that the evaluator does not have, a line of the log says so, and the run goes on.
+    - If ``save_best`` is not a metric of the evaluator, the log says so, and training continues.
     - Before training, the disk must have room for a checkpoint.
-    - A model that is divided among processes (FSDP) is saved whole, and divided as it is loaded.
+    - The checkpoint of a sharded model (FSDP) is that of an unsharded one.
 
     Args:
+        interval: Epochs (or iterations) between checkpoints; -1 for none.
+        by_epoch: Whether ``interval`` counts epochs.
+        max_keep_ckpts: Number of checkpoints to keep; -1 for all.
         keep_every: Checkpoints whose epoch (or iteration) is a multiple of this are never removed; none by default.
-        **kwargs: As for mmengine's: ``interval``, ``max_keep_ckpts``, ``save_best``, ...
+        **kwargs: Arguments of mmengine's: ``save_best``, ``out_dir``, ...
 
     Raises:
-        ValueError: If ``keep_every`` is less than 1, ``interval`` or ``max_keep_ckpts`` is 0 or less than -1, or
-            ``by_epoch`` no bool.
         OSError: Before training, if the disk has no room for a checkpoint; after it, if the last one is not written.
         FloatingPointError: If a weight is not finite.
     """
 
-    def __init__(self, *args: object, keep_every: int | None = None, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        for name in ('interval', 'max_keep_ckpts'):  # -1: never, and all
-            if integer(getattr(self, name), name, least=-1) == 0:
-                raise ValueError(f'{name} must be -1 or an int >= 1, but is 0')
-        if not isinstance(self.by_epoch, bool):
-            raise ValueError(f'by_epoch must be True or False, but is {self.by_epoch!r}')
+    @validated
+    def __init__(
+        self,
+        interval: CountOrAll = -1,
+        by_epoch: bool = True,
+        max_keep_ckpts: CountOrAll = -1,
+        keep_every: Count | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(interval, by_epoch, max_keep_ckpts=max_keep_ckpts, **kwargs)
+        self.keep_every = keep_every
         self._unwritten: str | None = None
         self._unknown_metrics: set[str] = set()
-        self.keep_every = None if keep_every is None else integer(keep_every, 'keep_every', least=1)
 
     def before_train(self, runner: Runner) -> None:
-        """Find the folder, and see whether there is room in it."""
-        # mmengine would remove what is too much after a resume with a lower max_keep_ckpts, milestones included.
+        """Find the folder, and check its free space."""
+        # After a resume with a lower max_keep_ckpts, mmengine would remove milestones too.
         kept = runner.message_hub.runtime_info.get('keep_ckpt_ids', [])
         runner.message_hub.update_info('keep_ckpt_ids', self._newest(kept))
         super().before_train(runner)
@@ -73,11 +88,11 @@ class CheckpointHook(MMEngineCheckpointHook):
             raise OSError(failure[0])
 
     def _make_room(self, runner: Runner) -> str | None:
-        """Remove what killed runs left; say if there is no room for a checkpoint."""
+        """Remove partial files of killed runs; return an error if there is no room for a checkpoint."""
         needed = checkpoint_bytes(runner)
         folder = Path(self.out_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.out_dir == runner.work_dir:  # which is locked: no other run is writing
+        if self.out_dir == runner.work_dir:  # locked: no other run writes here
             for part in folder.glob('.*.pth.part'):
                 part.unlink(missing_ok=True)
         free = shutil.disk_usage(self.out_dir).free
@@ -95,7 +110,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         path = Path(self.out_dir, self.filename_tmpl.format(step))
         before = self.last_ckpt, list(self.keep_ckpt_ids)
         outdated = self._keep(step)
-        self._note(runner, str(path), list(self.keep_ckpt_ids))
+        self._record(runner, str(path), list(self.keep_ckpt_ids))
         try:
             runner.save_checkpoint(
                 self.out_dir,
@@ -109,8 +124,8 @@ class CheckpointHook(MMEngineCheckpointHook):
                 **self.args,
             )
         except OSError as error:
-            runner.logger.error(f'the checkpoint {path} could not be written, training goes on: {error}')
-            self._note(runner, *before)
+            runner.logger.error(f'the checkpoint {path} could not be written, training continues: {error}')
+            self._record(runner, *before)
             self._unwritten = f'{path} could not be written: {error}'
             return
         self._unwritten = None
@@ -118,10 +133,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.finish_saving(runner, path, outdated)
 
     def after_train(self, runner: Runner) -> None:
-        """What mmengine does; and an error if what was trained last is lost."""
+        """Raise if the last checkpoint of the run was not written."""
         super().after_train(runner)
         if self._unwritten:
-            raise OSError(f'the training is over, but {self._unwritten}; with --resume it goes on from the one before')
+            raise OSError(f'training has finished, but {self._unwritten}; --resume resumes from the checkpoint before')
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
@@ -130,18 +145,18 @@ class CheckpointHook(MMEngineCheckpointHook):
         for name in sorted(unknown - self._unknown_metrics):
             self._unknown_metrics.add(name)
             runner.logger.warning(
-                f'save_best={name!r} is no metric of this evaluator, which has {", ".join(map(repr, metrics))}: no '
-                'best checkpoint is kept by it'
+                f'save_best={name!r} is not a metric of this evaluator, which has {", ".join(map(repr, metrics))}: no '
+                'best checkpoint is kept for it'
             )
-        metrics = {**metrics, **dict.fromkeys(unknown)}  # mmengine passes over None
+        metrics = {**metrics, **dict.fromkeys(unknown)}  # mmengine skips None
         hub = runner.message_hub.runtime_info
         known, before = dict(hub), self._best_paths()
-        # mmengine removes those that it knows of before it writes the new ones.
+        # mmengine would remove the old ones before it writes the new ones.
         self._set_best_paths(dict.fromkeys(before))
         try:
             super()._save_best_checkpoint(runner, metrics)
         except OSError as error:
-            runner.logger.error(f'the best checkpoint could not be written, training goes on: {error}')
+            runner.logger.error(f'the best checkpoint could not be written, training continues: {error}')
             hub.clear()
             hub.update(known)
             self._set_best_paths(before)
@@ -153,7 +168,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 Path(path).unlink(missing_ok=True)
 
     def _best_paths(self) -> dict[str, str | None]:
-        """Path of the best checkpoint of each metric; of a single one mmengine keeps it elsewhere."""
+        """Path of the best checkpoint per metric; mmengine stores that of a single metric elsewhere."""
         return dict(self.best_ckpt_path_dict) if len(self.key_indicators) > 1 else {'': self.best_ckpt_path}
 
     def _set_best_paths(self, paths: dict[str, str | None]) -> None:
@@ -166,12 +181,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         return steps[-self.max_keep_ckpts :] if self.max_keep_ckpts > 0 else steps
 
     def _outdated(self, steps: list[int]) -> list[int]:
-        """Those that are to go: too old, and no milestones."""
+        """Checkpoints to delete: beyond ``max_keep_ckpts`` and not milestones."""
         old = steps[: len(steps) - len(self._newest(steps))]
         return [step for step in old if not self.keep_every or step % self.keep_every]
 
     def _keep(self, step: int) -> list[int]:
-        """Note a new checkpoint; return those that are to go."""
+        """Add a checkpoint; return those to delete."""
         if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
             return []
         steps = [*self.keep_ckpt_ids, step]
@@ -182,7 +197,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         for step in steps:
             Path(self.out_dir, self.filename_tmpl.format(step)).unlink(missing_ok=True)
 
-    def _note(self, runner: Runner, last: str | None, kept: list[int]) -> None:
+    def _record(self, runner: Runner, last: str | None, kept: list[int]) -> None:
         self.last_ckpt = last
         self.keep_ckpt_ids = deque(kept)
         runner.message_hub.update_info('last_ckpt', last)
@@ -190,15 +205,15 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', kept)
 
     def finish_saving(self, runner: Runner, path: Path, outdated: list[int]) -> None:
-        """Name a checkpoint as the last one, and remove what it replaces."""
+        """Record a checkpoint as the last one, and remove those that it replaces."""
         try:
-            name_last(runner.work_dir, path)
+            write_last(runner.work_dir, path)
         except OSError as error:
-            # A later start finds the checkpoint by its number and time.
+            # A resume still finds the checkpoint by its number and time.
             runner.logger.error(f'{path} is written, but {LAST} could not be: {error}')
         try:
             self._remove(outdated)
-            # What was written when an earlier part of the run was interrupted.
+            # Checkpoints of earlier interruptions.
             for interrupted in Path(self.out_dir).glob('interrupted_*.pth'):
                 if interrupted != path:
                     interrupted.unlink(missing_ok=True)
@@ -206,7 +221,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner.logger.error(f'an old checkpoint could not be removed: {error}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put whole tensors in place of this process's shares; refuse what is not finite."""
+        """Insert the gathered tensors of a sharded model; refuse weights that are not finite."""
         gathered = getattr(runner, 'gathered', None)
         if gathered is not None:
             checkpoint.update({name: value for name, value in gathered.items() if name in checkpoint})
@@ -215,13 +230,13 @@ class CheckpointHook(MMEngineCheckpointHook):
                 raise FloatingPointError(f'{name} is not finite at iteration {runner.iter + 1}: not saved')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Divide whole tensors if the model is."""
+        """Shard the tensors if the model is sharded."""
         if is_sharded(runner.model):
-            divide_states(runner, checkpoint)
+            shard_states(runner, checkpoint)
 
 
 def checkpoint_bytes(runner: Runner) -> int:
-    """Size of a checkpoint, about: all weights, and two numbers more for each that is trained (AdamW)."""
+    """Approximate size of a checkpoint: all weights, and two more numbers per trained weight (AdamW)."""
     model = unwrapped(runner.model)
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     trained = sum(value.numel() * value.element_size() for value in model.parameters() if value.requires_grad)

@@ -1,4 +1,4 @@
-"""What is logged of a training step, and the stop on a non-finite loss; both without waiting for the device."""
+"""Logging of a training step and the stop at a non-finite loss, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from torch.distributed.tensor import DTensor
 
 from bootmae_mm.config import check_bound
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.values import integer, number
+from bootmae_mm.validation import ConfigError, Count, Natural, NonNegative, validated
 
-ENDLESS = 10**9  # mmengine's end of a scheduler that has none
+ENDLESS = 10**9  # mmengine's `end` of a scheduler without one
 ZERO_ITERATIONS = 20
 SKIPPED = 'skipped_steps'  # in the message hub, and so in checkpoints
-# Of a loss of float16: gradients that fit at no larger scale would not at a smaller one either.
-LEAST_SCALE = 2.0**-14
+# Loss scale of float16 below which no step will succeed.
+MIN_SCALE = 2.0**-14
 
 
 def check_schedules(runner: Runner) -> None:
-    """Compare the ends of schedules with that of the run, for runs whose config no tool has fitted to their length.
+    """Compare the ends of schedules with the end of the run, for configs that no tool has scaled to their length.
 
     Raises:
-        ValueError: If a schedule does not end before the run does: its last part would never come.
+        ConfigError: If a schedule ends after the run, so that its last part would never be reached.
     """
     for scheduler in runner.param_schedulers or []:
         end = runner.max_epochs if scheduler.by_epoch else runner.max_iters
-        if scheduler.by_epoch and not hasattr(runner.train_loop, 'run_epoch'):
-            raise ValueError(
-                f'{type(scheduler).__name__} is by epoch, and a run by iterations has none: set by_epoch=False'
-            )
-        if end + 1 < scheduler.end < ENDLESS:  # of a schedule without length mmengine gets one step
-            raise ValueError(
-                f'{type(scheduler).__name__} of param_scheduler ends at {scheduler.end:g}, after the run, which has '
-                f'{end:g} {"epochs" if scheduler.by_epoch else "iterations"}; the tools scale schedules to the run, '
-                'elsewhere set begin and end'
+        by_epoch_in_iters = scheduler.by_epoch and not hasattr(runner.train_loop, 'run_epoch')
+        if by_epoch_in_iters or end + 1 < scheduler.end < ENDLESS:  # + 1: mmengine gives an empty schedule one step
+            raise ConfigError(
+                f'{type(scheduler).__name__} of param_scheduler ends at {scheduler.end:g} '
+                f'{"epochs" if scheduler.by_epoch else "iterations"}, but the run has {runner.max_epochs} epochs and '
+                f'{runner.max_iters} iterations: set begin and end, and by_epoch=False in a run by iterations (the '
+                'tools scale schedules to the run)'
             )
         lowest = getattr(scheduler, 'eta_min', None)
         if lowest is not None and lowest > max(scheduler.base_values):
@@ -49,7 +47,7 @@ def check_schedules(runner: Runner) -> None:
             )
         if scheduler.end < end and type(scheduler).__name__.startswith(('Cosine', 'Poly')):
             runner.logger.warning(
-                f'{type(scheduler).__name__} ends at {scheduler.end:g} of {end:g}: the lr stays what it is from there'
+                f'{type(scheduler).__name__} ends at {scheduler.end:g} of {end:g}: the lr stays constant from there'
             )
 
 
@@ -63,62 +61,59 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     ]
     norm = torch.nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    # With a loss scaler a fused optimizer divides by the scale inside its step.
+    # With a loss scaler, a fused optimizer divides by the scale within its step.
     scale = getattr(optimizer, 'grad_scale', None)
     return norm if scale is None else norm / scale.to(norm.device)
 
 
 @HOOKS.register_module()
 class MonitorHook(RuntimeInfoHook):
-    """mmengine's ``RuntimeInfoHook`` that fetches values from the device once a log interval, and checks them.
+    """mmengine's ``RuntimeInfoHook`` that fetches values from the device once per log interval, and checks them.
 
-    mmengine reads every logged value in every iteration, each of which waits for the device. This hook keeps the
-    tensors and fetches those of a whole interval in one copy, right before the logger needs them, before a checkpoint
-    is written, and at the end. Every value of every iteration still enters the log's averages, and is the mean over
-    all processes (mmengine logs those of the first).
+    mmengine reads every logged value in every iteration, and each read waits for the device. This hook keeps the
+    tensors and fetches those of a whole interval in one copy: before the logger needs them, before a checkpoint is
+    written, and at the end. The averages in the log still cover every iteration and all processes (mmengine logs the
+    first only).
 
-    Also logged: ``grad_norm``, the global L2 norm before the optimizer's step (where gradients are clipped, mmengine's
-    own, which waits for the device, and beside it ``clipped_grad_norm``), and on a CPU ``memory``, the largest resident
-    size of the main process in MB.
+    It also logs ``grad_norm``, the global L2 norm before the optimizer's step (with gradient clipping, mmengine's own
+    value, and ``clipped_grad_norm``), and on a CPU ``memory``, the largest resident size of the main process in MB.
 
-    A loss and gradient of exactly 0 in all of the first iterations stops the run: nothing is learned.
+    If loss and gradient are exactly 0 in all of the first iterations, the run stops: nothing is learned.
 
-    A loss or gradient that is not finite in any process stops all of them: at the next fetch, and always before a
-    checkpoint is written, so that no checkpoint comes after one. (With a loss scaler, which skips such steps by
-    itself, the run stops once the scale has fallen so far that no gradient will fit.)
+    If a loss or gradient is not finite in any process, all stop, at the next fetch and always before a checkpoint is
+    written, so that no checkpoint follows. (A loss scaler skips such steps by itself; the run stops once its scale is
+    so small that no step will succeed.)
 
     Args:
-        history: Iterations that are kept of every logged value, for averages; mmengine keeps a million, copies all of
-            them in every iteration (50 ms after half a million, measured on a CPU), and writes them into every
-            checkpoint. Windows of a ``LogProcessor`` cannot be longer.
-        max_skipped: So many steps of the whole run, resumed parts included, may be left out because a gradient is not
-            finite: weights, optimizer and teacher stay as they are. One more stops the run. Each step then waits for
-            the device; 0, the default, stops at the first. Not with a loss scaler, which skips by itself.
-        min_target_std: A warning in the log when ``feature_target_std`` falls below it: all patches look alike to the
-            teacher, a collapse. (0.4 to 1 is usual.)
-
-    Raises:
-        ValueError: If ``history`` is less than 1, or another number negative.
+        history: Iterations to keep of every logged value, for averages. mmengine keeps a million, copies all of them in
+            every iteration (50 ms after half a million, measured on a CPU), and writes them into every checkpoint. The
+            windows of a ``LogProcessor`` cannot be longer.
+        max_skipped: Number of steps of the whole run, resumed parts included, that may be skipped because a gradient is
+            not finite: weights, optimizer and teacher stay unchanged. One more stops the run. With skipping, each step
+            waits for the device; 0, the default, stops at the first. Not with a loss scaler.
+        min_target_std: ``feature_target_std`` below which a warning tells that the features have collapsed (all patches
+            look alike to the teacher). Usual values are 0.4 to 1.
     """
 
-    def __init__(self, history: int = 1000, max_skipped: int = 0, min_target_std: float = 0.02) -> None:
-        self.history = integer(history, 'history', least=1)
-        self.max_skipped = integer(max_skipped, 'max_skipped', least=0)
-        self.min_target_std = number(min_target_std, 'min_target_std', least=0)
+    @validated
+    def __init__(self, history: Count = 1000, max_skipped: Natural = 0, min_target_std: NonNegative = 0.02) -> None:
+        self.history = history
+        self.max_skipped = max_skipped
+        self.min_target_std = min_target_std
 
     def before_train(self, runner: Runner) -> None:
-        """Find the logger's interval and listen to the optimizer."""
+        """Find the interval of the logger, and hook into the optimizer."""
         super().before_train(runner)
         check_bound(runner.cfg)
         check_schedules(runner)
         self._next_warning = 0
-        self._all_zero = 0  # iterations from the first on without any loss or gradient; -1: there was some
+        self._all_zero = 0  # first iterations with a loss and gradient of 0; -1 after any other
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._grad_norm: Tensor | None = None
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
         self._interval = min(intervals, default=1)
         scaled = hasattr(runner.optim_wrapper, 'loss_scaler')
-        # Where gradients are clipped, mmengine logs the norm before under this name.
+        # With clipping, mmengine logs the norm before it as grad_norm.
         self._norm_name = 'clipped_grad_norm' if runner.optim_wrapper.clip_grad_kwargs else 'grad_norm'
         self._must_be_finite = ('loss',) if scaled else ('loss', self._norm_name)
         self._skips = self.max_skipped > 0 and not scaled
@@ -131,7 +126,7 @@ class MonitorHook(RuntimeInfoHook):
             self._skip(optimizer)
 
     def _skip(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave a step out: an optimizer passes over parameters without a gradient."""
+        """Skip a step: an optimizer ignores parameters without a gradient."""
         runner = self._runner
         bad = (
             name
@@ -151,7 +146,7 @@ class MonitorHook(RuntimeInfoHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Keep the step's values; fetch all that were kept if the logger comes next."""
+        """Keep the values of the step; fetch all if the logger comes next."""
         values = (
             {}
             if outputs is None
@@ -165,20 +160,20 @@ class MonitorHook(RuntimeInfoHook):
             self._fetch(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check the losses since the last fetch. Only the first process is here, so there is no mean to take."""
+        """Check the losses since the last fetch, of the first process only, which is the only one here."""
         for iteration, values in getattr(self, '_pending', []):
             numbers = {name: float(value) for name, value in values.items()}
             self._check(runner, iteration, numbers)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Leave out schedules that wait for a metric that there is not, which would end the run with a KeyError."""
+        """Drop schedules that monitor an unknown metric, which would end the run with a KeyError."""
         super().after_val_epoch(runner, metrics)
         for scheduler in list(runner.param_schedulers or []):
             name = getattr(scheduler, 'monitor', None)
             if metrics and name is not None and name not in metrics:
                 runner.logger.warning(
-                    f'{type(scheduler).__name__} monitors {name!r}, which is no metric of this evaluator; it has '
-                    f'{", ".join(map(repr, metrics))}: the schedule is left out'
+                    f'{type(scheduler).__name__} monitors {name!r}, which is not a metric of this evaluator ('
+                    f'{", ".join(map(repr, metrics))}): the schedule is ignored'
                 )
                 runner.param_schedulers.remove(scheduler)
 
@@ -197,14 +192,14 @@ class MonitorHook(RuntimeInfoHook):
             numbers = {name: next(fetched) if isinstance(value, Tensor) else value for name, value in values.items()}
             self._check(runner, iteration, numbers)
             for name, value in numbers.items():
-                if math.isfinite(value) or not self._skips:  # else the averages would not be, for a while
+                if math.isfinite(value) or not self._skips:  # keep the averages finite
                     runner.message_hub.update_scalar(f'train/{name}', value)
         if scaled := getattr(runner.optim_wrapper, 'loss_scaler', None):
             scale = scaled.get_scale()
-            if scale < LEAST_SCALE:
+            if scale < MIN_SCALE:
                 raise FloatingPointError(
-                    f'the loss scale of float16 has fallen to {scale:.3g} by iteration {runner.iter + 1}: gradients '
-                    'are not finite in every step, and none is taken'
+                    f'the loss scale of float16 has fallen to {scale:.3g} at iteration {runner.iter + 1}: gradients '
+                    'are never finite, and every step is skipped'
                 )
         for buffer in runner.message_hub.log_scalars.values():
             buffer.max_length = self.history
@@ -217,24 +212,24 @@ class MonitorHook(RuntimeInfoHook):
         return values
 
     def _check(self, runner: Runner, iteration: int, numbers: dict[str, float]) -> None:
-        """Stop if a number is not finite that must be, or nothing is learned; warn of a collapse."""
+        """Stop if a value is not finite or nothing is learned; warn of collapsed features."""
         if self._all_zero >= 0 and 'loss' in numbers:
             is_zero = numbers['loss'] == 0 and not numbers.get(self._norm_name, 0)
             self._all_zero = self._all_zero + 1 if is_zero else -1
             if self._all_zero >= min(ZERO_ITERATIONS, runner.max_iters):
-                raise ValueError(
+                raise ConfigError(
                     f'loss and gradient were exactly 0 in all of the first {self._all_zero} iterations: nothing is '
                     'learned; is there a single class under softmax, or no label at all?'
                 )
-        deviation = numbers.get('feature_target_std', math.inf)
-        if deviation < self.min_target_std and iteration >= self._next_warning:
+        std = numbers.get('feature_target_std', math.inf)
+        if std < self.min_target_std and iteration >= self._next_warning:
             self._next_warning = iteration + 10 * self._interval
             runner.logger.warning(
-                f'feature_target_std is {deviation:.3g} at iteration {iteration}, below {self.min_target_std}: all '
-                'patches look alike to the teacher, its features have collapsed; lower the learning rate, or raise '
+                f'feature_target_std is {std:.3g} at iteration {iteration}, below {self.min_target_std}: all '
+                'patches look alike to the teacher, its features have collapsed; reduce the learning rate, or increase '
                 'the decay of the teacher'
             )
-        if self._skips:  # steps are looked at one by one
+        if self._skips:  # every step was checked already
             return
         bad = [name for name in self._must_be_finite if not math.isfinite(numbers.get(name, 0.0))]
         if bad:

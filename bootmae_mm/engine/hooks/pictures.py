@@ -1,4 +1,4 @@
-"""Hooks that leave pictures: reconstructions during training, curves at its end."""
+"""Hooks that draw pictures: reconstructions during training, curves at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.values import check_bool, integer
+from bootmae_mm.validation import Count, validated
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
 
 from ..sharding import gathered_parameters, is_sharded, unwrapped
@@ -20,25 +20,26 @@ from ..sharding import gathered_parameters, is_sharded, unwrapped
 class ReconstructionHook(Hook):
     """Writes a picture of reconstructions to the visualizer (local files, TensorBoard) during training.
 
-    Always the same images with the same crops and masks, taken from the training set.
+    Always the same images of the training set, with the same crops and masks.
 
     Args:
-        interval: Epochs between two pictures; also one at the end.
-        num_images: Rows of the picture.
-        by_epoch: False: the interval is in iterations.
+        interval: Epochs between pictures; there is also one at the end.
+        num_images: Number of images, one per row.
+        by_epoch: Whether ``interval`` counts epochs; otherwise iterations.
     """
 
     priority = 'LOW'
 
-    def __init__(self, interval: int = 20, num_images: int = 4, by_epoch: bool = True) -> None:
-        self.by_epoch = check_bool(by_epoch, 'by_epoch')
-        self.interval = integer(interval, 'interval', least=1)
-        self.num_images = integer(num_images, 'num_images', least=1)
+    @validated
+    def __init__(self, interval: Count = 20, num_images: Count = 4, by_epoch: bool = True) -> None:
+        self.by_epoch = by_epoch
+        self.interval = interval
+        self.num_images = num_images
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Draw at the end of an epoch, if it is time, and at the end of the run; for any kind of loop."""
+        """Draw at the end of every ``interval``-th epoch and of the run, with any loop."""
         done = runner.iter + 1
         unit = len(runner.train_dataloader) if self.by_epoch else 1
         if done % (self.interval * unit) == 0 or done == runner.max_iters:
@@ -46,17 +47,17 @@ class ReconstructionHook(Hook):
                 self._draw(runner, step=-(-done // unit))
             except Exception as error:  # noqa: BLE001  a picture never ends a run
                 if is_sharded(unwrapped(runner.model)):
-                    raise  # other processes wait for this one
-                runner.logger.error(f'no picture could be drawn, training goes on: {type(error).__name__}: {error}')
+                    raise  # other ranks wait for this one
+                runner.logger.error(f'no picture could be drawn, training continues: {type(error).__name__}: {error}')
 
     @torch.no_grad()
     def _draw(self, runner: Runner, step: int) -> None:
         model = unwrapped(runner.model)
-        # A model that is divided among processes needs all of them.
+        # A sharded model needs all ranks.
         if getattr(model, 'pixel_head', None) is None or not (is_main_process() or is_sharded(model)):
             return
         dataset = runner.train_dataloader.dataset
-        # Here, for mmpretrain's data sets take seconds to import, and not every run of the tools needs them.
+        # Imported here, because mmpretrain's data sets take seconds to import.
         from bootmae_mm.data.samplers import SeededIndex, preserved_random_state
         from bootmae_mm.data.transforms import collate
 
@@ -65,9 +66,9 @@ class ReconstructionHook(Hook):
         batch = model.data_preprocessor(batch)
         was_training = model.training
         masks = len(batch['ids_mask']) // len(batch['inputs'])  # the first of each image
-        # Not compiled anew (if blocks are) for a few pictures.
         try:
             model.eval()
+            # Eager: a few pictures are not worth another compilation of the blocks.
             with gathered_parameters(model), torch.compiler.set_stance('force_eager'):
                 panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
         finally:
@@ -78,13 +79,13 @@ class ReconstructionHook(Hook):
 
 @HOOKS.register_module()
 class CurvesHook(Hook):
-    """Draws losses, learning rate, decay and norms of the whole run, resumed parts too, to ``curves.png``."""
+    """Draws losses, learning rate, decay and norms of the whole run, resumed parts included, to ``curves.png``."""
 
     priority = 'LOWEST'
 
     @master_only
     def after_run(self, runner: Runner) -> None:
-        """Draw the scalars that the visualizer left in the work_dir."""
+        """Draw the scalars that the visualizer wrote to the work_dir."""
         scalars = read_scalars(runner.work_dir, run='*' if runner._resume else runner.timestamp)
         if not scalars:
             return

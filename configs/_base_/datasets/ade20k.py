@@ -1,11 +1,14 @@
 # ADE20K (ADEChallengeData2016): images/ and annotations/, each with training/ and validation/; 0 means no label.
 data_root = 'data/ade/ADEChallengeData2016'
+# Height and width; configs/seg passes both on to the model. Test crops overlap by a third.
+crop_size = (512, 512)
+stride = tuple(side * 2 // 3 for side in crop_size)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
@@ -13,18 +16,18 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # After Resize: predictions are compared at the size of the original.
+    # After Resize: predictions are compared at the original size.
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
-# For the configs that test at several scales.
+# For configs that test at several scales.
 ms_flip_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
         type='TestTimeAug',
         transforms=[
-            # Shorter edges of 0.5, 0.75, ... 1.75 times 512, but never below the crop, as the authors' SETR_Resize.
-            [dict(type='Resize', scale=(8192, edge), keep_ratio=True) for edge in (512, 512, 512, 640, 768, 896)],
+            # Shorter sides of 0.5, 0.75, ... 1.75 times 512, never below the crop: SETR_Resize of the authors' code.
+            [dict(type='Resize', scale=(8192, side), keep_ratio=True) for side in (512, 512, 512, 640, 768, 896)],
             [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0, direction='horizontal')],
             [dict(type='LoadAnnotations', reduce_zero_label=True)],
             [dict(type='PackSegInputs')],

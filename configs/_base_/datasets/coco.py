@@ -1,4 +1,4 @@
-# COCO 2017: annotations/instances_*.json, train2017/, val2017/. Shorter edge 800, longer at most 1333.
+# COCO 2017: annotations/instances_*.json, train2017/, val2017/. Shorter side 800, longer side at most 1333.
 data_root = 'data/coco'
 
 train_pipeline = [

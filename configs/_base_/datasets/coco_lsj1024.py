@@ -1,4 +1,4 @@
-# COCO 2017 with large-scale jitter: scaled by 0.1..2, then 1024 x 1024 cut out or padded.
+# COCO 2017 with large-scale jitter: scaled by 0.1 to 2, then cropped or padded to 1024 x 1024.
 _base_ = './coco.py'
 
 train_pipeline = [
@@ -24,7 +24,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# All images have one shape, so they need not be grouped by theirs.
+# All images have the same shape: no batches by aspect ratio.
 train_dataloader = dict(batch_size=4, batch_sampler=None, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,24 +1,34 @@
-# Images below data_root/train, at any depth; labels are not read. Evaluation: the same losses on data_root/val.
+# All images below data_root/train, without labels. Evaluation: the same losses on data_root/val.
 data_root = 'data/imagenet'
+# Stated once: crop, mask and backbone follow. Both may be overridden alone, in a child config or as --cfg-options
+# img_size=192. img_size is a number, or height and width.
+img_size = 224
+patch_size = 16
+height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
 
 train_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=224),
-    # The exact bytes of Pillow: backend='pillow' here and in LoadRGB.
-    dict(type='bootmae_mm.RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0)),
-    # Drawn here, done on the device.
+    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
+    # For exactly the pixels of Pillow: backend='pillow', here and in LoadRGB.
+    dict(type='bootmae_mm.RandomResizedCrop', scale=img_size, crop_ratio_range=(0.2, 1.0)),
+    # Drawn here, applied on the device.
     dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
 test_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=224),
-    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=224),
+    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
+    dict(
+        type='ResizeEdge',
+        scale=round(min(height, width) / 0.875),
+        edge='short',
+        backend='pillow',
+        interpolation='bicubic',
+    ),
+    dict(type='CenterCrop', crop_size=(width, height)),
     dict(type='bootmae_mm.PackImage'),
 ]
 
-# 147 of 14 x 14 patches: a block mask of 120 of them (num_blocked, by default that share of any grid), topped up with
-# random ones.
-masking = dict(grid_size=14, ratio=0.75, strategy='mix', min_block=16, max_block=60)
+# 147 of 14 x 14 patches are masked: 120 in blocks (num_blocked; the same share of any other grid), the rest at random.
+masking = dict(img_size=img_size, patch_size=patch_size, ratio=0.75, strategy='mix', min_block=16, max_block=60)
 
 train_dataloader = dict(
     batch_size=256,

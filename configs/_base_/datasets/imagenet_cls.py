@@ -1,16 +1,17 @@
-# A folder for each class below data_root/train and data_root/val: ImageNet-1K, or your own (then set num_classes).
+# One folder per class below data_root/train and data_root/val: ImageNet-1K, or your own (then set num_classes).
 data_root = 'data/imagenet'
+img_size = 224  # configs/cls passes it on to the backbone
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+    dict(type='RandomResizedCrop', scale=img_size, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=224),
+    dict(type='ResizeEdge', scale=round(img_size / 0.875), edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=img_size),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(

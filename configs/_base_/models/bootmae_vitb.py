@@ -1,12 +1,13 @@
-# BootMAE with ViT-B/16 at 224 px. Neck and heads take width, heads, grid and patch from the backbone.
+# BootMAE with ViT-B. Neck and heads take width, heads, grid and patch size from the backbone; the configs that inherit
+# from this set img_size and patch_size of the backbone.
 model = dict(
     type='bootmae_mm.BootMAE',
     data_preprocessor=dict(type='bootmae_mm.BootMAEDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3),
-    backbone=dict(type='bootmae_mm.BootMAEViT', arch='b', img_size=224, patch_size=16),
+    backbone=dict(type='bootmae_mm.BootMAEViT', arch='b'),
     neck=dict(
         type='bootmae_mm.BootMAENeck',
-        # The pixel regressor is told about the shallow block, the feature predictor about the deep one
-        # (fea_list=[0, 11] of the authors).
+        # Feature injection: the shallow block into the pixel regressor, the deep one into the feature predictor
+        # (fea_list=[0, 11] in the authors' code).
         pixel=dict(width=512, depth=2, context_block=0),
         feature=dict(depth=2, context_block=-1),
     ),

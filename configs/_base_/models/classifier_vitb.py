@@ -5,12 +5,11 @@ model = dict(
     backbone=dict(
         type='bootmae_mm.BootMAEViT',
         arch='b',
-        img_size=224,
-        patch_size=16,
         drop_path_rate=0.1,
         out_type='avg_featmap',
         final_norm=False,
-        # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; none: model.backbone.init_cfg=None
+        # Another checkpoint: --cfg-options model.backbone.init_cfg.checkpoint=PATH
+        # No checkpoint: --cfg-options model.backbone.init_cfg=None
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth'),
     ),
     head=dict(
@@ -18,7 +17,7 @@ model = dict(
         num_classes=1000,
         in_channels=768,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        # trunc_normal(0.02) * 0.001, as the authors'.
+        # trunc_normal(0.02) * 0.001, as in the authors' code.
         init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5),
     ),
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),

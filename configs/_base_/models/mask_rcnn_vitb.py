@@ -18,9 +18,10 @@ model = dict(
         out_type='featmap',
         out_indices=(3, 5, 7, 11),
         final_norm=False,
-        # Saves memory for time: --cfg-options model.backbone.with_cp=True
+        # Activation checkpointing, less memory for more time: --cfg-options model.backbone.with_cp=True
         with_cp=False,
-        # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; none: model.backbone.init_cfg=None
+        # Another checkpoint: --cfg-options model.backbone.init_cfg.checkpoint=PATH
+        # No checkpoint: --cfg-options model.backbone.init_cfg=None
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth'),
     ),
     neck=[

@@ -9,22 +9,21 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512),
     ),
     backbone=dict(
         type='bootmae_mm.BootMAEViT',
         arch='b',
-        img_size=512,
         patch_size=16,
         drop_path_rate=0.1,
         out_type='featmap',
         out_indices=(3, 5, 7, 11),
         final_norm=False,
-        # As the authors': a fresh relative-position bias, layer scale from 1, and the position embedding is trained.
+        # As in the authors' code: a new relative-position bias, layer scale from 1, a trained position embedding.
         rel_pos_bias=True,
         layer_scale_init_value=1.0,
         learn_pos_embed=True,
-        # Another file: --cfg-options model.backbone.init_cfg.checkpoint=PATH; none: model.backbone.init_cfg=None
+        # Another checkpoint: --cfg-options model.backbone.init_cfg.checkpoint=PATH
+        # No checkpoint: --cfg-options model.backbone.init_cfg=None
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/bootmae_vitb/epoch_800.pth'),
     ),
     neck=dict(type='Feature2Pyramid', embed_dim=768, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
@@ -54,5 +53,5 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),
     train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+    test_cfg=dict(mode='slide'),
 )

@@ -1,14 +1,13 @@
-# What every run shares.
+# Settings that all runs share.
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    # On a machine without GPUs the tools use gloo instead.
-    # A process that waits longer than so many seconds for another one ends.
+    # Without GPUs the tools use gloo instead. timeout: seconds to wait for another process before giving up.
     dist_cfg=dict(backend='nccl', timeout=1800),
 )
-vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+vis_backends = [dict(type='bootmae_mm.LocalVisBackend'), dict(type='bootmae_mm.TensorboardVisBackend')]
 log_level = 'INFO'
 load_from = None
 resume = False
-# Fixed, so that a run can be repeated and resumed exactly.
+# A fixed seed, so that a run can be repeated and resumed exactly.
 randomness = dict(seed=0)

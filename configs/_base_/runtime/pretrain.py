@@ -2,9 +2,9 @@ _base_ = './default.py'
 default_scope = 'mmpretrain'
 
 default_hooks = dict(
-    # Decay of the momentum encoder: 0.999 -> 0.9999 over 100 epochs, and for B on to 0.99999 at epoch 400.
+    # Decay of the momentum encoder: 0.999 -> 0.9999 over 100 epochs, then (ViT-B only) -> 0.99999 at epoch 400.
     ema=dict(type='bootmae_mm.BootMAEEMAHook', decay=[(0, 0.999), (100, 0.9999), (400, 0.99999)]),
-    # Weight of the feature loss: up to 1 over the first quarter.
+    # Weight of the feature loss: rises to 1 over the first quarter of the run.
     feature_weight=dict(type='bootmae_mm.FeatureWeightHook', weight=1.0, ramp=0.25),
     runtime_info=dict(type='bootmae_mm.MonitorHook'),
     timer=dict(type='IterTimerHook'),
@@ -12,16 +12,16 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='bootmae_mm.CheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # SIGTERM and Ctrl-C: a checkpoint, and an end with status 75.
+    # On SIGTERM or Ctrl-C: save a checkpoint and exit with status 75.
     interruption=dict(type='bootmae_mm.InterruptionHook', grace=120),
     reconstruction=dict(type='bootmae_mm.ReconstructionHook', interval=20, num_images=4),
     curves=dict(type='bootmae_mm.CurvesHook'),
-    # Blocks of the model through torch.compile: --cfg-options default_hooks.compile.enabled=True
+    # torch.compile for the blocks of the model: --cfg-options default_hooks.compile.enabled=True
     compile=dict(type='bootmae_mm.CompileHook', enabled=False),
 )
 
-# Of several processes: gradients live in the buckets that are sent. (static_graph=True fails where gradients are
-# accumulated.)
+# For several processes: gradients are views of the communication buckets. (static_graph=True fails with gradient
+# accumulation.)
 model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True)
 
 visualizer = dict(type='Visualizer', vis_backends={{_base_.vis_backends}})

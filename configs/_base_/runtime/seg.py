@@ -3,7 +3,7 @@ default_scope = 'mmseg'
 # draw=True writes predictions of the test set beside the ground truth.
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=16000, save_best='mIoU'),
-    # A map with an id that no class has ends the run with its name.
+    # Stops the run at a segmentation map with an unknown id, and names the file.
     check_segmentation=dict(type='bootmae_mm.CheckSegmentationHook'),
     visualization=dict(type='SegVisualizationHook', draw=False),
 )

@@ -8,14 +8,13 @@ optim_wrapper = dict(
     constructor='bootmae_mm.GroupedOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1.5e-4 * 4096 / 256, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, fused=True),
 )
-# --auto-scale-lr scales lr to the effective batch of the run (GPUs x batch_size; accumulation is not counted, so the
-# base is 4096 over accumulative_counts).
+# For --auto-scale-lr. mmengine does not count accumulation, so this is 4096 / accumulative_counts.
 auto_scale_lr = dict(base_batch_size=2048)
 
 param_scheduler = [
-    # From zero, all but: mmengine's recursive form divides by the start.
+    # Warm up from (almost) zero: mmengine's recursive form divides by start_factor.
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
-    # Down to 1e-4 for B (1e-5 for L), whatever the batch.
+    # Decays to 1e-4 (ViT-L: 1e-5) at any batch size.
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-4,

@@ -9,7 +9,7 @@ optim_wrapper = dict(
 auto_scale_lr = dict(base_batch_size=2048)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
-    # Down to 1e-6, as a share of the peak: so it is scaled by depth as the peak is.
+    # Decays to 1e-6; given as a share of the peak, so that layer decay scales both.
     dict(
         type='CosineAnnealingLR',
         eta_min_ratio=1e-6 / 5e-3,
@@ -20,5 +20,5 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
-# Evaluated are the averaged weights. mmengine's momentum is the weight of the new value: 1 - 0.9998.
+# The averaged weights are evaluated. mmengine's momentum is the weight of the new value: 1 - 0.9998.
 custom_hooks = [dict(type='EMAHook', momentum=2e-4, priority='ABOVE_NORMAL')]

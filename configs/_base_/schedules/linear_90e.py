@@ -4,10 +4,10 @@ optim_wrapper = dict(
     dtype='bfloat16',
     accumulative_counts=2,
     optimizer=dict(type='LARS', lr=0.1 * 16384 / 256, weight_decay=0.0, momentum=0.9),
-    # The rate of a bias is not scaled by its norm.
+    # As in LARS, biases are excluded from trust-ratio scaling.
     paramwise_cfg=dict(custom_keys={'head.fc.bias': dict(lars_exclude=True)}),
 )
-# Accumulation is not counted.
+# mmengine does not count accumulation.
 auto_scale_lr = dict(base_batch_size=8192)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, begin=0, end=10, convert_to_iter_based=True),

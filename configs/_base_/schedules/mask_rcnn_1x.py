@@ -1,4 +1,4 @@
-# 12 epochs at a batch of 16 = 8 GPUs x 2. float16 and not bfloat16: mmcv's compiled RoI align has no bfloat16.
+# 12 epochs at a batch of 16 = 8 GPUs x 2. float16, as mmcv's RoI align has no bfloat16 kernel.
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     constructor='bootmae_mm.LayerDecayOptimWrapperConstructor',

@@ -9,8 +9,8 @@ optim_wrapper = dict(
 )
 auto_scale_lr = dict(base_batch_size=16)
 param_scheduler = [
-    # As the authors' (mmcv): the decay begins at iteration 0, and the warm-up of 1,500 is a factor of it. An iteration
-    # more each: mmengine reaches the last value in the step before the end.
+    # As in the authors' code (mmcv): the decay starts at iteration 0, and the warm-up of 1,500 iterations is a
+    # factor of it. Each ends one iteration later here, because mmengine reaches the last value one step before `end`.
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160001),
 ]

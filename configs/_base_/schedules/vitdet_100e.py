@@ -1,4 +1,4 @@
-# ViTDet's: 100 epochs at a batch of 64 = 8 GPUs x 4 x 2, float16 (see mask_rcnn_1x.py).
+# Schedule of ViTDet: 100 epochs at a batch of 64 = 8 GPUs x 4 x 2, float16 (see mask_rcnn_1x.py).
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     accumulative_counts=2,
@@ -6,7 +6,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.7),
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1),
 )
-# Accumulation is not counted.
+# mmengine does not count accumulation.
 auto_scale_lr = dict(base_batch_size=32)
 param_scheduler = [
     # 250 steps of 2 iterations.

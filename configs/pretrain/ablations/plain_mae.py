@@ -1,5 +1,5 @@
 # MAE in the same code: pixels only, random masks, no injection, equal weights, a decoder of 8 blocks with 16 heads, and
-# targets normalised across channels. Unlike MAE's, visible tokens get no second position embedding in the decoder.
+# targets normalized across channels. Unlike in MAE, visible tokens get no second position embedding in the decoder.
 _base_ = './no_feature.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# CIFAR-10, 32 px, patches of 4 (8 x 8 = 64, 48 masked), for one CPU core: the full method in small.
+# The full method on CIFAR-10 for one CPU core: 32 px, patches of 4, 48 of 8 x 8 patches masked.
 #   python tools/train.py configs/studies/cifar10/full.py --cfg-options data_root=/path/to/cifar10
 _base_ = [
     '../../_base_/models/bootmae_vitb.py',
@@ -6,25 +6,27 @@ _base_ = [
     '../../_base_/runtime/pretrain.py',
 ]
 data_root = 'data/cifar10'
+img_size = 32
+patch_size = 4
 
 model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
-        img_size=32,
-        patch_size=4,
+        img_size=img_size,
+        patch_size=patch_size,
     ),
     neck=dict(pixel=dict(width=96, depth=1), feature=dict(depth=1)),
 )
 
 train_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=32),
-    dict(type='bootmae_mm.RandomResizedCrop', scale=32, crop_ratio_range=(0.2, 1.0)),
+    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
+    dict(type='bootmae_mm.RandomResizedCrop', scale=img_size, crop_ratio_range=(0.2, 1.0)),
     dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
 test_pipeline = [dict(type='bootmae_mm.LoadRGB'), dict(type='bootmae_mm.PackImage')]
-# Blocks of the same shares of the grid as 16..60 of 14 x 14.
-masking = dict(grid_size=8, ratio=0.75, strategy='mix', min_block=5, max_block=20)
+# Blocks cover the same shares of the grid as 16 to 60 patches of 14 x 14.
+masking = dict(img_size=img_size, patch_size=patch_size, ratio=0.75, strategy='mix', min_block=5, max_block=20)
 train_dataloader = dict(
     num_workers=0,
     timeout=0,

@@ -1,4 +1,4 @@
-# All masked patches weigh the same in the losses.
+# All masked patches have the same weight in the losses.
 _base_ = './full.py'
 
 model = dict(weight_mask=False)

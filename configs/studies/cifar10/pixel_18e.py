@@ -1,4 +1,4 @@
-# Pixels only, for about the time that the full method takes for 8 epochs.
+# Pixels only, in about the time of 8 epochs of the full method.
 _base_ = './pixel.py'
 
 train_cfg = dict(max_epochs=18)

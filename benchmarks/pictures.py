@@ -1,11 +1,11 @@
-"""Where the time of a training step goes."""
+"""Time of a training step by part."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# The same colour for the same part in both bars.
-COLOURS = {
+# The same color for the same part in both bars.
+COLORS = {
     'student': '#4878a8',
     'teacher': '#e49444',
     'decoders and heads': '#6a9f58',
@@ -16,17 +16,17 @@ COLOURS = {
     'EMA': '#a87c9f',
     'rest': '#b0b0b0',
 }
-LEAST_SHARE = 4.0  # in percent, of a part with its name inside
+MIN_SHARE = 4.0  # percent; smaller parts have no name inside their bar
 
 
 def draw_parts(parts_ms: dict[str, float], macs: dict[str, float], title: str, path: str | Path) -> Path:
-    """Draw the parts of a step as one bar, and above it the arithmetic of the method in the same order.
+    """Draw the parts of a step as a bar, and above it their multiply-adds.
 
     Args:
-        parts_ms: Milliseconds of every part.
-        macs: Multiply-adds an image, by part of the model.
-        title: Above the picture.
-        path: Of the PNG.
+        parts_ms: Milliseconds of each part.
+        macs: Multiply-adds per image of each part of the model.
+        title: Title of the picture.
+        path: Path of the PNG file.
 
     Returns:
         The path.
@@ -41,8 +41,8 @@ def draw_parts(parts_ms: dict[str, float], macs: dict[str, float], title: str, p
         total, start, small = sum(values.values()), 0.0, []
         for part, value in values.items():
             share = 100 * value / total
-            axes.barh(row, share, left=start, color=COLOURS.get(part), edgecolor='white', height=0.6)
-            if share >= LEAST_SHARE:
+            axes.barh(row, share, left=start, color=COLORS.get(part), edgecolor='white', height=0.6)
+            if share >= MIN_SHARE:
                 name = part.replace(' and ', '\nand ')
                 axes.text(start + share / 2, row, f'{name}\n{share:.0f} %', ha='center', va='center', fontsize=8)
             else:
