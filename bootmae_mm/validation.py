@@ -140,6 +140,8 @@ def _message(error: ValidationError, names: Sequence[str], prefix: str = '') -> 
     if first['type'] == 'unexpected_keyword_argument':
         return f'{key} is not a valid option; valid options: {", ".join(names[1:])}'
     text = re.sub(r'^(Input|Tuple|List|Dictionary|String) should', 'must', first['msg'].removeprefix('Value error, '))
+    if 'not allowed as a Sequence' in text:  # a str, of which a list of letters would be made
+        text = 'must be a list'
     is_full = not text.startswith('must') or ' but is ' in text
     return f'{key} {text}' + ('' if is_full else f', but is {repr(first["input"])[:80]}')
 

@@ -14,6 +14,8 @@ from mmcv.transforms import BaseTransform
 from bootmae_mm.registry import TRANSFORMS
 from bootmae_mm.validation import Count, Few, PositiveShare, Share, Side, Size, patch_grid, require, validated
 
+from .random_stream import random_stream
+
 MAX_TRIES = 1000  # per block; then a single patch is masked, which happens only where block sizes do not fit the grid
 
 
@@ -30,13 +32,12 @@ def block_mask(
     rows, columns = grid
     mask, left, tries = 0, num_masked, 0  # the mask is an int, too: much faster than slices of an array
     # Numbers in [0, 1), in chunks: a call of numpy takes longer than its draws.
-    draws = itertools.chain.from_iterable(iter(lambda: rng.random((32, 4)).tolist(), None))
-    while left:
-        largest = min(left, max_block)
-        area_draw, aspect_draw, row_draw, column_draw = next(draws)
+    draws = itertools.chain.from_iterable(iter(lambda: rng.random((16, 4)).tolist(), None))
+    for area_draw, aspect_draw, row_draw, column_draw in draws:
+        largest = left if left < max_block else max_block
         side = math.sqrt(min_block + (largest - min_block) * area_draw)
         stretch = min_aspect ** (0.5 - aspect_draw)  # root of the aspect: log-uniform in [min_aspect, 1 / min_aspect]
-        height, width = round(side * stretch), round(side / stretch)
+        height, width = int(side * stretch + 0.5), int(side / stretch + 0.5)
         tries += 1
         if tries > MAX_TRIES:
             free = [patch for patch in range(rows * columns) if not mask >> patch & 1]
@@ -44,15 +45,17 @@ def block_mask(
         elif 0 < height < rows and 0 < width < columns:
             top, start = int(row_draw * (rows - height + 1)), int(column_draw * (columns - width + 1))
             new = _block(height, width, columns) << top * columns + start & ~mask
-            if 0 < new.bit_count() <= largest:  # a block that adds nothing, or too much, is drawn again
-                mask, left, tries = mask | new, left - new.bit_count(), 0
+            if 0 < (count := new.bit_count()) <= largest:  # one that adds nothing, or too much, is drawn again
+                mask, left, tries = mask | new, left - count, 0
+        if not left:
+            break
     bits = np.frombuffer(mask.to_bytes(rows * columns // 8 + 1, 'little'), np.uint8)
     return np.unpackbits(bits, count=rows * columns, bitorder='little').astype(bool).reshape(grid)
 
 
 @TRANSFORMS.register_module()
 class MaskSampling(BaseTransform):
-    """Draws an order of the patches in which the first V are kept and the other M are masked.
+    """Draws an order of the patches: the first V are kept, the other M are masked.
 
     ``'mix'``, the authors' way: a block mask of ``num_blocked`` patches; the visible patches in random order, then the
     block-masked ones in random order; then the order is rolled by r in 0..roll - 1 (drawn once per batch), so that r
@@ -108,12 +111,8 @@ class MaskSampling(BaseTransform):
         return keys + block_mask(rng, self.grid, self.num_blocked, **self.block).ravel()
 
     def batch(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ids_keep (B * K, V) and ids_mask (B * K, M), int64, from one seed in 0..2**63 - 1 per image.
-
-        A mask depends on the seed of its image alone, the roll on the first seed.
-        """
-        streams = [(seed, mask + 1) for seed in seeds for mask in range(self.per_image)]
-        keys = [self.keys(np.random.Generator(np.random.SFC64(stream))) for stream in streams]  # SFC64: fast to create
+        """Draw ids_keep (B * K, V) and ids_mask (B * K, M), int64, from a seed per image; the roll from the first."""
+        keys = [self.keys(random_stream(seed, mask + 1)) for seed in seeds for mask in range(self.per_image)]
         orders = np.stack(keys).argsort(axis=1)  # (B * K, L)
-        orders = np.roll(orders, np.random.default_rng((seeds[0], 0)).integers(self.roll), axis=1)
+        orders = np.roll(orders, random_stream(seeds[0], 0).integers(self.roll), axis=1)
         return orders[:, : -self.num_masked].copy(), orders[:, -self.num_masked :].copy()

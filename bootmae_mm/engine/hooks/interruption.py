@@ -133,7 +133,9 @@ class InterruptionHook(Hook):
             while heard := pipe.read(1)[0]:
                 if heard in self.signals and not ended.wait(self.grace):
                     what = f'saved {self._saved}, but did not end' if self._saved else 'no checkpoint was written'
-                    self._runner.logger.error(f'{signal.Signals(heard).name}: {what} within {self.grace} s; ending now')
+                    self._runner.logger.error(
+                        f'{signal.Signals(heard).name}: {what} within {self.grace:g} s; ending now'
+                    )
                     os._exit(self.status if self._saved else 1)
 
     def after_train_iter(
