@@ -67,7 +67,7 @@ class Ablations:
             self._trained(lambda: _kept_of_all(backbone, images, ids_keep)),
             self._trained(lambda: backbone.embed_kept(images, ids_keep)),
         )
-        if self.model.feature_head is None:
+        if not self.model.has_teacher:
             return
         teacher, ids_mask = self.model.teacher, self.ids_mask
         all_ids = torch.arange(teacher.grid_size[0] * teacher.grid_size[1], device=images.device)

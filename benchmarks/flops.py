@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from bootmae_mm.models import BootMAE, BootMAEViT
+import copy
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bootmae_mm.models import (
+    AttentionMasking,
+    BootMAE,
+    BootMAEViT,
+    ErrorTarget,
+    PixelTarget,
+    PredictedErrorMasking,
+    Target,
+)
 from bootmae_mm.models.neck import DecoderBlock, TargetAwareDecoder
 
 # Forward, gradient of the inputs, gradient of the weights: the same amount each.
@@ -23,8 +37,9 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int 
         masks: Number of masks per image; the teacher sees an image once.
 
     Returns:
-        By part (``student``, ``teacher``, ``pixel`` and ``feature``, each decoder with its head): multiply-adds of the
-        forward pass and, if trained, the backward pass.
+        By part (``student``, ``teacher``, and by name of the branch, such as ``pixel``, each decoder with its head, and
+        the target if another network computes it): multiply-adds of the forward pass and, if trained, the backward
+        pass.
     """
     backbone = model.backbone
     patches = backbone.grid_size[0] * backbone.grid_size[1]
@@ -34,24 +49,48 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int 
         student=TRAINED_FIRST * (kept if needed else patches) * _embedding(backbone)
         + TRAINED * backbone.num_layers * _encoder_block(backbone, kept + extra)
     )
-    if model.feature_head is not None:
+    if model.has_teacher:
         teacher = model.teacher
-        # With several masks, the features of all patches are needed, without the class token.
-        last = None if not needed else num_masked if masks == 1 else patches
+        # Several masks, and predicted errors, need the features of all tokens.
+        needs_all = masks > 1 or isinstance(model.masking, PredictedErrorMasking)
+        last = num_masked if needed and not needs_all else None
         parts['teacher'] = (
             patches * _embedding(teacher)
             + (teacher.num_layers - 1) * _encoder_block(teacher, patches + extra)
             + _encoder_block(teacher, patches + extra, last)
         )
-    for name, head in (('pixel', model.pixel_head), ('feature', model.feature_head)):
-        if head is not None:
-            answers = num_masked if needed else patches
-            decoder = model.neck.decoders[name]
-            parts[name] = TRAINED * (
-                _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
-                + answers * head.projection.weight.numel()
-            )
-    return {name: macs if name == 'teacher' else masks * macs for name, macs in parts.items()}
+    if isinstance(model.masking, AttentionMasking):  # queries of the class token, all keys, their products
+        width = model.teacher.embed_dims
+        parts['teacher'] += (1 + patches + extra) * width**2 + (patches + extra) * width
+    elif isinstance(model.masking, PredictedErrorMasking):
+        decoder = model.masking.decoder
+        tokens = patches + extra
+        parts['teacher'] += tokens * model.teacher.embed_dims * decoder.width + patches * decoder.width
+        parts['teacher'] += sum(_decoder_block(block, tokens, tokens) for block in decoder.blocks[:-1])
+        parts['teacher'] += _decoder_block(decoder.blocks[-1], tokens, tokens, patches)
+    for name, head in model.heads.items():
+        answers = num_masked if needed else patches
+        decoder = model.neck.decoders[name]
+        parts[name] = TRAINED * (
+            _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
+            + answers * head.projection.weight.numel()
+        )
+    parts = {name: macs if name == 'teacher' else masks * macs for name, macs in parts.items()}
+    for name, head in model.heads.items():
+        if not isinstance(head.target, (ErrorTarget, PixelTarget)) and not head.target.uses_teacher:
+            parts[f'{name} target'] = _counted(head.target, backbone, num_masked)
+    return parts
+
+
+def _counted(target: Target, backbone: BootMAEViT, num_masked: int) -> float:
+    """Multiply-adds of a target that another network computes, counted by torch on shapes alone."""
+    target = copy.deepcopy(target).to('meta')
+    images = torch.empty(1, backbone.patch_embed.projection.in_channels, *backbone.img_size, device='meta')
+    ids_mask = torch.zeros(1, num_masked, dtype=torch.int64, device='meta')
+    # The counter needs attention as matrix products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        target(images, ids_mask)
+    return counter.get_total_flops() / 2
 
 
 def _embedding(encoder: BootMAEViT) -> int:

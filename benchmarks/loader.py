@@ -248,9 +248,9 @@ def measure_loader(
 
 def mask_share(cfg: Config, one_core_speed: float, repeats: int = 20) -> dict[str, float]:
     """Cost of the masks of an image: ``microseconds``, and ``share`` of the time of an image on one core."""
-    from bootmae_mm.data import MaskSampling
+    from bootmae_mm.data import build_masking
 
-    masking = MaskSampling(**cfg.train_dataloader.dataset.masking)
+    masking = build_masking(cfg.train_dataloader.dataset.masking)
     batch = cfg.train_dataloader.batch_size
     draw = np.random.RandomState(0)
     taken = []

@@ -13,9 +13,10 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-from bootmae_mm.data import MaskSampling
+from bootmae_mm.data import build_masking
 from bootmae_mm.engine.hooks.monitor import gradient_norm
 from bootmae_mm.engine.hooks.teacher import ema_update, moving_pairs
+from bootmae_mm.models import PixelTarget
 from bootmae_mm.registry import MODELS
 
 from .flops import step_macs
@@ -51,7 +52,7 @@ def random_batch(cfg: Config, batch: int, seed: int = 0) -> dict:
     height, width = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
-    masking = MaskSampling(**cfg.train_dataloader.dataset.masking)
+    masking = build_masking(cfg.train_dataloader.dataset.masking)
     ids_keep, ids_mask = masking.batch([seed * batch + index for index in range(batch)])
     return dict(
         inputs=images.permute(0, 3, 1, 2), ids_keep=torch.from_numpy(ids_keep), ids_mask=torch.from_numpy(ids_mask)
@@ -121,11 +122,12 @@ class TrainingStep:
             (wrapper, 'step', 'optimizer'),
             (self, 'move_teacher', 'EMA'),
         ]
-        if model.pixel_head is not None:
-            methods.append((model.pixel_head, 'loss', 'decoders and heads'))
-        if model.feature_head is not None:
-            methods += [(model, 'teacher_features', 'teacher')]
-            methods += [(model.feature_head, name, 'decoders and heads') for name in ('forward', 'loss')]
+        if model.masking is not None:  # runs the teacher, for the targets too
+            methods.append((model.masking, 'forward', 'teacher'))
+        for head in model.heads.values():
+            methods.append((head, 'loss', 'decoders and heads'))
+            if not isinstance(head.target, PixelTarget):
+                methods.append((head.target, 'forward', 'teacher' if head.target.uses_teacher else 'target'))
         watches = []
         for _ in range(repeats):
             watches.append(Stopwatch(self.device))

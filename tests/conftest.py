@@ -81,6 +81,22 @@ def build(config: dict):
     return model
 
 
+def model_info(**changes):
+    """Facts of a model with 2 x 3 patches of 4 pixels, with images in -1..1."""
+    from bootmae_mm.models.targets import ModelInfo
+
+    facts = dict(
+        patch_size=4,
+        grid_size=(2, 3),
+        in_channels=3,
+        mean=torch.full((3,), 127.5),
+        std=torch.full((3,), 127.5),
+        teacher_dims=8,
+        teacher_layers=3,
+    )
+    return ModelInfo(**{**facts, **changes})
+
+
 @pytest.fixture
 def model():
     return build(tiny_config())

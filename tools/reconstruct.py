@@ -85,11 +85,11 @@ def load_batch(paths: list[str], size: tuple[int, int], step: dict, masking: dic
     import numpy as np
     from mmengine.registry import TRANSFORMS, init_default_scope
 
-    from bootmae_mm.data import MaskSampling, PackImage, collate
+    from bootmae_mm.data import PackImage, build_masking, collate
     from bootmae_mm.data.transforms import resize
 
     init_default_scope('mmpretrain')
-    load, mask, pack = TRANSFORMS.build(step), MaskSampling(**masking), PackImage()
+    load, mask, pack = TRANSFORMS.build(step), build_masking(masking), PackImage()
     height, width = size
     samples = []
     random.seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,49 @@ class LoadReport:
         )
 
 
+def _weights_in(checkpoint: dict) -> dict:
+    state = next((checkpoint[place] for place in PLACES if isinstance(checkpoint.get(place), dict)), checkpoint)
+    return {name.removeprefix('module.'): value for name, value in state.items()}
+
+
+def load_weights(
+    module: nn.Module, checkpoint: str | Path, prefix: str = '', convert: Callable[[dict], dict] | None = None
+) -> int:
+    """Load all weights of any module strictly; what else the file holds is ignored.
+
+    Args:
+        module: Module to load into.
+        checkpoint: Path of a file of torch or safetensors, a folder of transformers or timm, or a URL.
+        prefix: Prefix of the keys in the file.
+        convert: Turns the names and shapes of the file into those of the module.
+
+    Returns:
+        Number of loaded weights.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        ConfigError: If a weight of the module is missing, or has another shape.
+    """
+    state = _weights_in(load_file(checkpoint))
+    state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    state = convert(state) if convert else state
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in state]
+    wrong = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    require(
+        not missing and not wrong,
+        f'{checkpoint} does not fit {type(module).__name__}: {len(missing)} of {len(wanted)} weights are missing '
+        f'{missing[:3]}, {len(wrong)} have another shape {wrong[:3]} (prefix {prefix!r}; its keys look like '
+        f'{sorted(state)[:2]})',
+    )
+    module.load_state_dict({name: state[name] for name in wanted})
+    return len(wanted)
+
+
 def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
     """The encoder's weights in a checkpoint, in this project's names.
 
@@ -73,8 +117,7 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     checkpoint = load_file(path)
     if is_official(checkpoint):
         checkpoint = to_project(checkpoint).checkpoint
-    state = next((checkpoint[place] for place in PLACES if isinstance(checkpoint.get(place), dict)), checkpoint)
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    state = _weights_in(checkpoint)
     if prefix is None:
         prefix = _prefix_of(state)
     found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

@@ -3,6 +3,7 @@
 from .datasets import Digits, ImageFolder
 from .labelled import LabelledFolder
 from .loading import LoadRGB
+from .mask_types import InverseBlockSampling, UniformSampling, build_masking
 from .masking import MaskSampling
 from .pack_reader import PackedImages
 from .samplers import SeededSampler
@@ -20,6 +21,7 @@ from .transforms import (
 __all__ = [
     'Digits',
     'ImageFolder',
+    'InverseBlockSampling',
     'LabelledFolder',
     'LoadRGB',
     'MapLabels',
@@ -32,5 +34,7 @@ __all__ = [
     'RandomShift',
     'Repeat',
     'SeededSampler',
+    'UniformSampling',
+    'build_masking',
     'collate',
 ]

@@ -16,7 +16,7 @@ from bootmae_mm.registry import DATASETS
 from bootmae_mm.validation import ConfigError, Count, MissingFileError, Share, Side, require, validated
 
 from .decoding import UnreadableImageError
-from .masking import MaskSampling
+from .mask_types import build_masking
 from .paths import found_images, listed_images
 from .samplers import SeededIndex
 
@@ -27,13 +27,13 @@ class SeededDataset(BaseDataset):
     """Dataset whose random choices follow the seed of a :class:`SeededIndex`, with a mask for every image.
 
     Args:
-        masking: Options of :class:`MaskSampling`; None for no masks. A key of the dataset rather than a step of the
-            pipeline, so that a child config can change one option in one line.
+        masking: Options of :class:`MaskSampling`, or of another ``type`` of masks; None for no masks. A key of the
+            dataset rather than a step of the pipeline, so that a child config can change one option in one line.
         **kwargs: Arguments of mmengine's ``BaseDataset``.
     """
 
     def __init__(self, masking: dict | None = None, **kwargs: Any) -> None:
-        self.masking = None if masking is None else MaskSampling(**masking)
+        self.masking = None if masking is None else build_masking(masking)
         super().__init__(**kwargs)
 
     def __getitem__(self, idx: int) -> dict | list[dict]:

@@ -8,6 +8,7 @@ from .hooks import (
     CurvesHook,
     FeatureWeightHook,
     InterruptionHook,
+    MaskingScheduleHook,
     MonitorHook,
     ReconstructionHook,
 )
@@ -27,6 +28,7 @@ __all__ = [
     'FullyShardedDataParallel',
     'GroupedOptimWrapperConstructor',
     'InterruptionHook',
+    'MaskingScheduleHook',
     'IterLoop',
     'LayerDecayOptimWrapperConstructor',
     'MonitorHook',

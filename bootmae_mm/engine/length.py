@@ -20,7 +20,7 @@ LISTS = ('milestones', 'periods')
 FOLLOWING = (
     'param_scheduler',
     'train_cfg.val_interval',
-    *(f'default_hooks.{name}' for name in ('ema', 'ema.decay', 'feature_weight')),
+    *(f'default_hooks.{name}' for name in ('ema', 'ema.decay', 'feature_weight', 'masking')),
     *(f'default_hooks.{name}' for name in ('checkpoint', 'checkpoint.interval', 'checkpoint.keep_every')),
     *(f'default_hooks.{name}' for name in ('reconstruction', 'reconstruction.interval')),
 )
@@ -100,7 +100,7 @@ def fit_to_length(cfg: Config, path: str | Path, options: dict[str, Any]) -> Non
         old = written[name]
         if old and old.by_epoch != length.by_epoch and isinstance(options_of.get(key), int) and options_of[key] > 0:
             options_of[key] = max(1, round(options_of[key] * length.number / old.number))
-    for name in ('ema', 'feature_weight', 'checkpoint', 'reconstruction'):
+    for name in ('ema', 'feature_weight', 'masking', 'checkpoint', 'reconstruction'):
         old = written[f'default_hooks.{name}']
         if name in hooks and old and not _sets_unit(file, name, options):
             if not length.by_epoch:

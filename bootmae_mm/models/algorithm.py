@@ -1,4 +1,4 @@
-"""BootMAE: the wiring of backbone, neck, heads and teacher."""
+"""BootMAE: the wiring of backbone, neck, branches and teacher."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from bootmae_mm.checkpoints.encoder import load_encoder
 from bootmae_mm.registry import MODELS
-from bootmae_mm.validation import NonNegative, Options, require, validated
+from bootmae_mm.validation import NonNegative, Options, parse, require, validated
 
 from .losses import loss_weights
-from .tokens import repeat_for_masks, take_tokens
+from .step import Step, TeacherView
+from .targets import ModelInfo
+
+VALID = 'backbone, neck, teacher, teacher_norm, masking, weight_mask, data_preprocessor, init_cfg'
 
 
 class TeacherOptions(Options):
@@ -37,6 +40,9 @@ class TeacherOptions(Options):
 class BootMAE(BaseModel):
     """Bootstrapped masked autoencoder (arXiv 2207.07116).
 
+    A branch is a decoder of the neck, a head with a target and a loss, and a weight. The paper has two, ``pixel`` and
+    ``feature``; there may be others, by any name: ``neck.NAME``, ``NAME_head`` and ``NAME_weight``.
+
     Facts that follow from the backbone (width, heads, grid) are filled into neck and heads, so that a config states
     each of them once.
 
@@ -46,12 +52,16 @@ class BootMAE(BaseModel):
         pixel_head: Config of the head of the neck's pixel decoder; None if the neck has none.
         feature_head: Config of the head of the neck's feature decoder; None if the neck has none.
         teacher: None for the momentum encoder, which :class:`BootMAEEMAHook` moves; :class:`TeacherOptions` for a
-            frozen one, as in the paper's first experiment.
-        teacher_norm: Take the target after the teacher's final norm instead of before it.
+            frozen one, as in the paper's first experiment. Built only if a target or ``masking`` needs it.
+        teacher_norm: Take the feature target after the teacher's final norm instead of before it; the same as
+            ``norm=True`` of :class:`TeacherTarget`.
+        masking: Config of masks that depend on the teacher, such as :class:`AttentionMasking`, which replace those of
+            the data loader; None for the data loader's.
         weight_mask: Weigh the inside of masked blocks more, see :func:`loss_weights`.
         pixel_weight: Weight of the pixel loss.
         feature_weight: Weight of the feature loss; :class:`FeatureWeightHook` ramps it up.
         data_preprocessor: Config of the data preprocessor.
+        **branches: ``NAME_head`` and ``NAME_weight`` of further branches.
 
     Raises:
         ConfigError: If backbone, decoders, heads and teacher do not fit each other.
@@ -66,11 +76,13 @@ class BootMAE(BaseModel):
         feature_head: dict | None = None,
         teacher: TeacherOptions | None = None,
         teacher_norm: bool = False,
+        masking: dict | None = None,
         weight_mask: bool = True,
         pixel_weight: NonNegative = 1.0,
         feature_weight: NonNegative = 1.0,
         data_preprocessor: Any = None,
         init_cfg: Any = None,
+        **branches: Any,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
@@ -84,34 +96,22 @@ class BootMAE(BaseModel):
                 grid_size=self.backbone.grid_size,
             ),
         )
-        widths = self.neck.widths
-        for name, head in (('pixel', pixel_head), ('feature', feature_head)):
-            both = (name in widths) == (head is not None)
-            require(both, f'neck.{name} and {name}_head must both be set or both be None')
-        has_use = teacher is None or feature_head is not None
-        require(has_use, 'teacher needs neck.feature and feature_head, which use its features')
-
+        if teacher_norm and feature_head is not None:
+            feature_head = dict(target=dict(type='bootmae_mm.TeacherTarget', norm=True), **feature_head)
+        branches.update(pixel_head=pixel_head, feature_head=feature_head)
+        branches.update(pixel_weight=pixel_weight, feature_weight=feature_weight)
         self.teacher_options = teacher
-        if feature_head is not None:
-            self.teacher = self._build_teacher(backbone)
-        self.pixel_head = self.feature_head = None
-        if pixel_head is not None:
-            self.pixel_head = MODELS.build(
-                pixel_head,
-                default_args=dict(
-                    in_channels=widths['pixel'],
-                    patch_size=self.backbone.patch_size,
-                    out_channels=self.backbone.patch_embed.projection.in_channels,
-                ),
-            )
-        if feature_head is not None:
-            self.feature_head = MODELS.build(
-                feature_head, default_args=dict(in_channels=widths['feature'], out_channels=self.teacher.embed_dims)
-            )
-        self.teacher_norm = teacher_norm
+        encoder = self._build_teacher(backbone, teacher)
+        self._build_branches(branches, encoder)
+        self.masking = (
+            None if masking is None else MODELS.build(masking, default_args=dict(model=self, teacher=encoder))
+        )
+        self.top_k = max((head.target.top_k for head in self.heads.values()), default=1)
+        uses_teacher = any(head.target.uses_teacher for head in self.heads.values()) or self.masking is not None
+        require(teacher is None or uses_teacher, 'teacher needs a branch that uses its features, such as feature_head')
+        if uses_teacher:
+            self.teacher = encoder
         self.weight_mask = weight_mask
-        self.pixel_weight = pixel_weight
-        self.feature_weight = feature_weight
 
     def _check_backbone(self) -> None:
         """Refuse options for downstream tasks, and channels that the preprocessor does not normalize."""
@@ -125,12 +125,56 @@ class BootMAE(BaseModel):
             f'in_channels of the backbone is {channels}, but mean and std of the data_preprocessor have {given}',
         )
 
-    def _build_teacher(self, backbone: dict) -> nn.Module:
-        """A copy of the student, or the frozen encoder that ``teacher`` describes."""
-        if self.teacher_options is None:
+    def _build_branches(self, options: dict, teacher: nn.Module) -> None:
+        """Build the heads, as attributes ``NAME_head``, and set the weights ``NAME_weight``."""
+        widths = self.neck.widths
+        for key, value in options.items():
+            name, _, part = key.rpartition('_')
+            is_branch = name and part in ('head', 'weight')
+            require(is_branch, f'{key} is not a valid option; valid options: {VALID}, NAME_head, NAME_weight')
+            fits = name in widths or value is None or key in ('pixel_weight', 'feature_weight')
+            require(fits, f'neck.{name} and {name}_head must both be set or both be None')
+        info = self._info(teacher)
+        self.pixel_head = self.feature_head = None
+        for index, (name, width) in enumerate(widths.items()):
+            head = options.get(f'{name}_head')
+            require(head is not None, f'neck.{name} and {name}_head must both be set or both be None')
+            built = MODELS.build(head, default_args=dict(in_channels=width, info=info))
+            needed, earlier = built.target.branch, list(widths)[:index]
+            is_there = not needed or needed in earlier
+            require(is_there, f'{name}_head.target.branch {needed!r} must be a branch before it, one of {earlier}')
+            setattr(self, f'{name}_head', built)
+        for name in {**widths, 'pixel': 0, 'feature': 0}:
+            key = f'{name}_weight'
+            setattr(self, key, parse(NonNegative, options.get(key, 1.0), key))
+        self.branches = list(widths)
+
+    def _info(self, teacher: nn.Module) -> ModelInfo:
+        backbone, preprocessor = self.backbone, self.data_preprocessor
+        channels = backbone.patch_embed.projection.in_channels
+        # A preprocessor without them does not normalize.
+        mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+        return ModelInfo(
+            patch_size=backbone.patch_size,
+            grid_size=backbone.grid_size,
+            in_channels=channels,
+            mean=torch.zeros(channels) if mean is None else mean.flatten(),
+            std=torch.ones(channels) if std is None else std.flatten(),
+            teacher_dims=teacher.embed_dims,
+            teacher_layers=teacher.num_layers,
+        )
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """Heads by name of the branch."""
+        return {name: getattr(self, f'{name}_head') for name in self.branches}
+
+    def _build_teacher(self, backbone: dict, options: TeacherOptions | None) -> nn.Module:
+        """A copy of the student, or the frozen encoder that ``options`` describe."""
+        if options is None:
             module = copy.deepcopy(self.backbone)
         else:
-            module = MODELS.build({**backbone, 'drop_path_rate': 0.0, **self.teacher_options.backbone})
+            module = MODELS.build({**backbone, 'drop_path_rate': 0.0, **options.backbone})
             grid, wanted = module.grid_size, self.backbone.grid_size
             require(grid == wanted, f'teacher.backbone must have the {wanted} patches of the student, but has {grid}')
         module.requires_grad_(False)  # moved by the EMA hook, or never
@@ -138,9 +182,14 @@ class BootMAE(BaseModel):
         return module
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether there is a teacher of any kind."""
+        return hasattr(self, 'teacher')
+
+    @property
     def has_momentum_teacher(self) -> bool:
         """Whether there is a teacher that follows the student."""
-        return self.feature_head is not None and self.teacher_options is None
+        return self.has_teacher and self.teacher_options is None
 
     def init_weights(self) -> None:
         """Initialize all parts; then the teacher copies the student, or loads its checkpoint."""
@@ -152,15 +201,22 @@ class BootMAE(BaseModel):
             report = load_encoder(self.teacher, options.checkpoint, prefix=options.prefix, resize=False)
             print_log(f'frozen teacher: {report}', logger='current')
 
+    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Modules that follow trained ones by momentum: the teacher the student, and those of the masking."""
+        if not self.has_momentum_teacher:
+            return []
+        return [(self.teacher, self.backbone), *(self.masking.followers(self) if self.masking is not None else [])]
+
     @torch.no_grad()
     def reset_teacher(self) -> None:
-        """Make the momentum encoder a copy of the student."""
-        self.teacher.load_state_dict(self.backbone.state_dict())
+        """Make the momentum encoder, and all else that follows, a copy of what it follows."""
+        for follower, leader in self.followers():
+            follower.load_state_dict(leader.state_dict())
 
     def train(self, mode: bool = True) -> BootMAE:
         """Set the mode; the teacher stays in eval mode."""
         super().train(mode)
-        if self.feature_head is not None:
+        if self.has_teacher:
             self.teacher.eval()
         return self
 
@@ -195,7 +251,7 @@ class BootMAE(BaseModel):
         return [{name: value.item() for name, value in losses.items()} | {'batch_size': len(inputs)}]
 
     def loss(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> dict[str, Tensor]:
-        """Compute both losses, unweighted, and norms that reveal a collapse of the features.
+        """Compute the loss of every branch, unweighted, and statistics that reveal a collapse of its target.
 
         With K masks per image (an option of :class:`MaskSampling`) the student sees an image K times, the teacher once.
 
@@ -205,61 +261,39 @@ class BootMAE(BaseModel):
             ids_mask: (B * K, M).
 
         Returns:
-            Scalars of the branches that exist: ``pixel_loss``, ``feature_loss``, ``feature_pred_norm`` and
-            ``feature_target_norm`` (mean L2 norm of a patch's features before normalization), ``feature_target_std``
-            (std over the batch's patches of the normalized target, averaged over its dimensions; 0 once all patches
-            look alike to the teacher).
+            Scalars, by branch: ``NAME_loss``, and for targets other than pixels ``NAME_pred_norm``,
+            ``NAME_target_norm`` and ``NAME_target_std``; see :meth:`BootMAEHead.statistics`.
         """
         self._check_mask(inputs, ids_keep, ids_mask)
-        images = repeat_for_masks(inputs, ids_mask)  # (B * K, C, H, W)
-        latent, context = self.backbone.encode_visible(images, ids_keep, self.neck.context_blocks)  # (B * K, 1 + V, D)
-        decoded = self.neck(latent, context, ids_mask)  # {pixel, feature}: (B * K, M, width)
+        step = Step(self.view(inputs))
+        if self.masking is not None:
+            ids_keep, ids_mask = self.masking(step.teacher, ids_keep, ids_mask)
+        latent, context = self.backbone.encode_visible(inputs, ids_keep, self.neck.context_blocks)  # (B * K, 1 + V, D)
+        decoded = self.neck(latent, context, ids_mask)  # by branch: (B * K, M, width)
         weights = loss_weights(ids_mask, self.backbone.grid_size, self.weight_mask)  # (B * K, M)
 
         results = {}
-        if self.pixel_head is not None:
-            results['pixel_loss'] = self.pixel_head.loss(decoded['pixel'], images, ids_mask, weights)
-        if self.feature_head is not None:
-            prediction = self.feature_head(decoded['feature'])  # (B * K, M, D)
-            features = self.teacher_features(inputs, ids_mask)  # (B * K, M, D)
-            target = self.feature_head.target(features)  # (B * K, M, D), normalized
-            results['feature_loss'] = self.feature_head.loss(prediction, target, weights)
-            results.update(self._feature_norms(prediction, features, target))
+        for name, head in self.heads.items():
+            with torch.no_grad():
+                target = head.target(inputs, ids_mask, step)  # (B * K, M, ...)
+            step.errors[name], losses = head.loss(decoded[name], target, weights)
+            if step.target_loss is not None:
+                losses['target_loss'], step.target_loss = step.target_loss, None
+            results.update({f'{name}_{key}': value for key, value in losses.items()})
         return results
 
-    @torch.no_grad()
-    def teacher_features(self, inputs: Tensor, ids_mask: Tensor) -> Tensor:
-        """Features of the masked patches, from the teacher's view of the whole image.
-
-        (B, C, H, W), (B * K, M) -> (B * K, M, D).
-        """
-        if len(ids_mask) == len(inputs):
-            return self.teacher.encode_patches(inputs, ids_mask, norm=self.teacher_norm)
-        # K masks per image: encode all patches once, then pick those of each mask.
-        rows, columns = self.teacher.grid_size
-        all_ids = torch.arange(rows * columns, device=inputs.device).expand(len(inputs), -1)  # (B, L)
-        features = self.teacher.encode_patches(inputs, all_ids, norm=self.teacher_norm)  # (B, L, D)
-        return take_tokens(repeat_for_masks(features, ids_mask), ids_mask)
-
-    @staticmethod
-    @torch.no_grad()
-    def _feature_norms(prediction: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return dict(
-            feature_pred_norm=prediction.detach().float().norm(dim=2).mean(),
-            feature_target_norm=features.float().norm(dim=2).mean(),
-            feature_target_std=target.flatten(0, 1).std(dim=0, correction=0).mean(),
-        )
+    def view(self, inputs: Tensor) -> TeacherView | None:
+        """What the teacher sees of whole images, (B, C, H, W); None without a teacher."""
+        return TeacherView(self.teacher, inputs, self.top_k) if self.has_teacher else None
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, OrderedDict]:
         """Add the weighted losses; log each one unweighted.
 
-        mmengine would add every entry whose name contains 'loss'; this adds the two losses times their weights.
+        mmengine would add every entry whose name contains 'loss'; this adds those of the branches times their weights,
+        and as they are those of targets that learn themselves (``NAME_target_loss``).
         """
-        total = sum(
-            weight * losses[name]
-            for name, weight in (('pixel_loss', self.pixel_weight), ('feature_loss', self.feature_weight))
-            if name in losses
-        )
+        total = sum(getattr(self, f'{name}_weight') * losses[f'{name}_loss'] for name in self.branches)
+        total = total + sum(losses[key] for key in losses if key.endswith('_target_loss'))
         return total, OrderedDict((name, value.detach()) for name, value in dict(loss=total, **losses).items())
 
     def _check_mask(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> None:

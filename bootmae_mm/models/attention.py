@@ -116,6 +116,15 @@ class SelfAttention(MultiheadAttention):
         self.window_size = window_size
         self.rel_pos_bias = rel_pos_bias
 
+    def weights(self, x: Tensor, query: Tensor) -> Tensor:
+        """Attention weights without a bias of positions: (B, N, D), (B, Q, D) -> (B, heads, Q, N)."""
+        width = self.embed_dims
+        bias = None if self.qkv.bias is None else self.qkv.bias[:width]
+        q = F.linear(query, self.qkv.weight[:width], bias)  # (B, Q, D)
+        k = F.linear(x, self.qkv.weight[width : 2 * width])  # (B, N, D); a bias of the keys would change nothing
+        q, k = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (q, k))  # (B, h, ., w)
+        return (q @ k.transpose(2, 3) * (width // self.num_heads) ** -0.5).softmax(dim=3)
+
     def forward(self, x: Tensor, query: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
         """Attend.
 

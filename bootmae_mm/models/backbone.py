@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -315,13 +316,14 @@ class BootMAEViT(VisionTransformer):
 
         Args:
             images: (B, C, H, W) of the configured size.
-            ids_keep: Indices of the kept patches, (B, V).
+            ids_keep: Indices of the kept patches, (B * K, V), for K masks per image.
             context_blocks: Blocks whose outputs are wanted as context.
 
         Returns:
-            The latent (B, 1 + V, D) after the final norm, and the outputs of ``context_blocks`` *before* it, by block.
+            The latent (B * K, 1 + V, D) after the final norm, and the outputs of ``context_blocks`` *before* it, by
+            block.
         """
-        x = self.embed_kept(images, ids_keep)  # (B, 1 + V, D)
+        x = self.embed_kept(images, ids_keep)  # (B * K, 1 + V, D)
         context = {}
         for index, layer in enumerate(self.layers):
             x = run_block(layer, x, with_cp=self.with_cp)
@@ -329,24 +331,45 @@ class BootMAEViT(VisionTransformer):
                 context[index] = x
         return self.ln1(x), context
 
-    def encode_patches(self, images: Tensor, ids: Tensor, norm: bool = False) -> Tensor:
-        """Encode whole images and return the features of chosen patches: the teacher's pass.
-
-        The queries of the last block are the chosen patches only; keys and values are those of all tokens.
+    def encode_hidden(self, images: Tensor, blocks: int = 1) -> list[Tensor]:
+        """Encode whole images up to the last block: the teacher's pass but for its end.
 
         Args:
             images: (B, C, H, W) of the configured size.
-            ids: Indices of the patches to return, (B, M).
+            blocks: Number of blocks before the last one whose outputs are wanted.
+
+        Returns:
+            Their outputs, (B, 1 + L, D) each, the input of the last block last.
+        """
+        x = self.pre_norm(self.drop_after_pos(self.embed_all(images)))  # (B, 1 + L, D)
+        outputs = deque([x], maxlen=blocks)
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            outputs.append(x)
+        return list(outputs)
+
+    def encode_last(self, x: Tensor, ids: Tensor, norm: bool = False) -> Tensor:
+        """Run the last block for chosen patches only; keys and values are those of all tokens.
+
+        Args:
+            x: Input of the last block, (B, 1 + L, D).
+            ids: Indices of the patches, (B, M).
             norm: Apply the final norm.
 
         Returns:
             Tensor (B, M, D).
         """
-        x = self.pre_norm(self.drop_after_pos(self.embed_all(images)))  # (B, 1 + L, D)
-        for layer in self.layers[:-1]:
-            x = layer(x)
         x = self.layers[-1](x, take_tokens(x, ids + self.num_extra_tokens))  # (B, M, D)
         return self.ln1(x) if norm else x
+
+    def encode_patches(self, images: Tensor, ids: Tensor, norm: bool = False) -> Tensor:
+        """Encode whole images, (B, C, H, W), and return features of chosen patches: ids (B, M) -> (B, M, D)."""
+        return self.encode_last(self.encode_hidden(images)[-1], ids, norm)
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        """Attention of the class token to the patches in the last block: its input (B, 1 + L, D) -> (B, heads, L)."""
+        require(self.cls_token is not None, 'attention of the class token needs with_cls_token=True in the backbone')
+        return self.layers[-1](x, x[:, :1], weights=True)[:, :, 0, self.num_extra_tokens :]
 
     def embed_all(self, images: Tensor) -> Tensor:
         """Embed all patches, with positions: (B, C, H, W) -> (B, 1 + L, D)."""
@@ -355,11 +378,11 @@ class BootMAEViT(VisionTransformer):
         return torch.cat([self._placed_cls_token(len(x)), x + self.pos_embed[:, self.num_extra_tokens :]], dim=1)
 
     def embed_kept(self, images: Tensor, ids_keep: Tensor) -> Tensor:
-        """Embed the kept patches only, with positions: (B, C, H, W), (B, V) -> (B, 1 + V, D)."""
+        """Embed the kept patches only, with positions: (B, C, H, W), (B * K, V) -> (B * K, 1 + V, D)."""
         self._check_images(images)
         projection = self.patch_embed.projection
-        patches = take_patches(images, ids_keep, self.patch_size).flatten(2)  # (B, V, C * patch * patch)
-        x = F.linear(patches, projection.weight.flatten(1), projection.bias)  # (B, V, D)
+        patches = take_patches(images, ids_keep, self.patch_size).flatten(2)  # (B * K, V, C * patch * patch)
+        x = F.linear(patches, projection.weight.flatten(1), projection.bias)  # (B * K, V, D)
         x = x + take_tokens(self.pos_embed[:, self.num_extra_tokens :], ids_keep)
         return self.pre_norm(self.drop_after_pos(torch.cat([self._placed_cls_token(len(x)), x], dim=1)))
 

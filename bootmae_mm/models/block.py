@@ -56,17 +56,23 @@ class EncoderBlock(TransformerEncoderLayer):
             rel_pos_bias=rel_pos_bias,
         )
 
-    def forward(self, x: Tensor, query: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, query: Tensor | None = None, grid: tuple[int, int] | None = None, weights: bool = False
+    ) -> Tensor:
         """Compute the output for all tokens, or for chosen ones only.
 
         Args:
             x: Tokens, (B, N, D).
             query: Tokens of ``x`` whose output is wanted, (B, Q, D); keys and values are those of all tokens.
             grid: Rows and columns of patches; needed for windows and relative-position bias.
+            weights: Return the attention weights of ``query`` instead. (Part of this method, as sharded parameters are
+                complete only within it.)
 
         Returns:
-            Tensor (B, N, D), or (B, Q, D) with ``query``.
+            Tensor (B, N, D), or (B, Q, D) with ``query``, or (B, heads, Q, N) with ``weights``.
         """
+        if weights:
+            return self.attn.weights(self.ln1(x), self.ln1(query))
         if query is None:
             x = x + self.attn(self.ln1(x), grid=grid)  # (B, N, D)
         else:

@@ -1,4 +1,4 @@
-"""The two heads: prediction, target and weighted loss, for masked patches only."""
+"""Heads: the end of a branch, from decoded tokens to a prediction and its loss."""
 
 from __future__ import annotations
 
@@ -10,93 +10,59 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
-from bootmae_mm.validation import Positive, Side, validated
+from bootmae_mm.validation import Positive, Side, require, validated
 
-from .losses import weighted_mse
-from .tokens import take_patches
+from .targets import ModelInfo
 
 
 @MODELS.register_module()
-class BootMAEPixelHead(BaseModule):
-    """Predicts the pixels of masked patches.
+class BootMAEHead(BaseModule):
+    """Predicts any target of masked patches with one linear layer, and computes its loss.
 
     Args:
-        in_channels: Width of the pixel regressor; :class:`BootMAE` fills in this and the next two.
-        patch_size: Side of a patch in pixels.
-        out_channels: Channels of an image.
-        normalize: Normalization of the target. ``'channel'``: mean and biased std of each channel of the patch, as in
-            the authors' code, (x - mean) / sqrt(var + 1e-5); ``'patch'``: mean and unbiased std over all channels,
-            sqrt(var + 1e-6), as in MAE; ``'none'``: none (flat patches, such as the background of digits, have a std
-            of zero).
+        in_channels: Width of the decoder; :class:`BootMAE` fills in this and the next.
+        info: Facts of the model.
+        target: Config of a :class:`Target`.
+        loss: Config of a :class:`PatchLoss`.
+        weighted: Use the weights of ``weight_mask``; otherwise all patches count alike.
+        normalize: Let prediction and target go through a LayerNorm without affine parameters, in float32, before they
+            are compared.
+        eps: Epsilon of that norm.
+
+    Raises:
+        ConfigError: If the loss does not fit the target: codes need a cross-entropy, and numbers another loss.
     """
 
     @validated
     def __init__(
         self,
         in_channels: Side,
-        patch_size: Side,
-        out_channels: Side = 3,
-        normalize: Literal['channel', 'patch', 'none'] = 'channel',
+        info: ModelInfo,
+        target: dict,
+        loss: dict = dict(type='bootmae_mm.PatchMSE'),  # noqa: B006  not changed
+        normalize: bool = False,
+        eps: Positive = 1e-6,
+        weighted: bool = True,
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.patch_size = patch_size
+        self.target = MODELS.build(target, default_args=dict(info=info))
+        self.criterion = MODELS.build(loss)
+        self.projection = self._make_projection(in_channels, info)
         self.normalize = normalize
-        # Parameters in the authors' shapes; with a stride equal to the kernel it is one linear map per patch.
-        self.projection = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, M, in_channels) -> (B, M, C, patch, patch)."""
-        weight = self.projection.weight  # (in_channels, C, patch, patch)
-        bias = self.projection.bias[:, None, None].expand(weight.shape[1:])  # (C, patch, patch)
-        return F.linear(tokens, weight.flatten(1).t(), bias.flatten()).unflatten(2, weight.shape[1:])
-
-    def statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std that normalize the target: (B, M, C, patch, patch) -> two (B, M, C or 1, 1, 1)."""
-        if self.normalize == 'channel':  # the authors'
-            var, mean = torch.var_mean(patches, dim=(3, 4), correction=0, keepdim=True)
-            return mean, (var + 1e-5).sqrt()
-        if self.normalize == 'patch':  # MAE's
-            var, mean = torch.var_mean(patches, dim=(2, 3, 4), correction=1, keepdim=True)
-            return mean, (var + 1e-6).sqrt()
-        return patches.new_zeros(()), patches.new_ones(())
-
-    def target(self, images: Tensor, ids_mask: Tensor) -> Tensor:
-        """Normalized patches: (B, C, H, W), (B, M) -> (B, M, C, patch, patch)."""
-        patches = take_patches(images, ids_mask, self.patch_size)  # (B, M, C, patch, patch)
-        mean, std = self.statistics(patches)  # (B, M, C or 1, 1, 1)
-        return (patches - mean) / std
-
-    def loss(self, tokens: Tensor, images: Tensor, ids_mask: Tensor, weights: Tensor) -> Tensor:
-        """Weighted squared error.
-
-        Args:
-            tokens: Decoded tokens, (B, M, in_channels).
-            images: (B, C, H, W).
-            ids_mask: (B, M).
-            weights: (B, M).
-
-        Returns:
-            Tensor, a scalar.
-        """
-        return weighted_mse(self(tokens), self.target(images, ids_mask), weights)
-
-
-@MODELS.register_module()
-class BootMAEFeatureHead(BaseModule):
-    """Predicts the teacher's features of masked patches.
-
-    Args:
-        in_channels: Width of the feature predictor; :class:`BootMAE` fills in this and the next.
-        out_channels: Width of the teacher.
-        eps: Epsilon of the norm without affine parameters that prediction and target go through.
-    """
-
-    @validated
-    def __init__(self, in_channels: Side, out_channels: Side, eps: Positive = 1e-6, init_cfg: Any = None) -> None:
-        super().__init__(init_cfg=init_cfg)
-        self.projection = nn.Linear(in_channels, out_channels)
         self.eps = eps
+        self.weighted = weighted
+        kinds = {False: 'numbers', True: 'codes'}
+        given, wanted = self.target.discrete, self.criterion.discrete
+        require(
+            given == wanted,
+            f'{type(self.criterion).__name__} compares {kinds[wanted]}, but the target {type(self.target).__name__} '
+            f'gives {kinds[given]}',
+        )
+        require(not (given and normalize), 'normalize=True is not for codes')
+
+    def _make_projection(self, in_channels: int, info: ModelInfo) -> nn.Module:  # noqa: ARG002
+        return nn.Linear(in_channels, self.target.dims)
 
     def init_weights(self) -> None:
         """Xavier-uniform weight and zero bias, as in the authors' code."""
@@ -105,22 +71,105 @@ class BootMAEFeatureHead(BaseModule):
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, M, in_channels) -> (B, M, out_channels)."""
+        """(B, M, in_channels) -> (B, M, dims)."""
         return self.projection(tokens)
 
-    def target(self, features: Tensor) -> Tensor:
-        """LayerNorm without affine parameters, in float32: (B, M, D) -> (B, M, D)."""
-        return F.layer_norm(features.float(), features.shape[-1:], eps=self.eps)
-
-    def loss(self, prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-        """Weighted squared error of normalized features.
+    def loss(self, tokens: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare the prediction with the target.
 
         Args:
-            prediction: Output of :meth:`forward`, (B, M, D).
-            target: The teacher's features after :meth:`target`, (B, M, D), without gradient.
-            weights: (B, M).
+            tokens: Decoded tokens, (B, M, in_channels).
+            target: Output of ``target``, without gradient.
+            weights: Weights of the patches, (B, M).
 
         Returns:
-            Tensor, a scalar.
+            The errors of the patches, (B, M), without gradient; and scalars, ``loss`` and those of :meth:`statistics`.
         """
-        return weighted_mse(self.target(prediction), target, weights)
+        prediction = self(tokens)  # (B, M, ...)
+        errors = self.criterion(self.compared(prediction), self.compared(target))  # (B, M)
+        loss = (weights * errors if self.weighted else errors).mean()
+        return errors.detach(), dict(loss=loss, **self.statistics(prediction, target))
+
+    def compared(self, values: Tensor) -> Tensor:
+        """Form in which prediction and target are compared: (B, M, D) -> (B, M, D)."""
+        return F.layer_norm(values.float(), values.shape[-1:], eps=self.eps) if self.normalize else values
+
+    @torch.no_grad()
+    def statistics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Numbers that reveal a collapse.
+
+        Returns:
+            ``pred_norm`` and ``target_norm``: mean L2 norm of a patch, before normalization. ``target_std``: std of the
+            compared target over the patches of the batch, averaged over its dimensions; 0 once all look alike. For
+            codes only ``target_codes``: the number of different codes in the batch.
+        """
+        if self.target.discrete:
+            counts = torch.zeros(self.target.dims, device=target.device).index_fill_(0, target.flatten(), 1.0)
+            return dict(target_codes=counts.sum())
+        return dict(
+            pred_norm=prediction.float().norm(dim=2).mean(),
+            target_norm=target.float().norm(dim=2).mean(),
+            target_std=self.compared(target).float().flatten(0, 1).std(dim=0, correction=0).mean(),
+        )
+
+
+@MODELS.register_module()
+class BootMAEFeatureHead(BootMAEHead):
+    """Predicts the teacher's features, both sides normalized: the paper's feature branch.
+
+    Args:
+        in_channels, info, target, loss, normalize, eps: See :class:`BootMAEHead`.
+    """
+
+    @validated
+    def __init__(
+        self,
+        in_channels: Side,
+        info: ModelInfo,
+        target: dict = dict(type='bootmae_mm.TeacherTarget'),  # noqa: B006  not changed
+        loss: dict = dict(type='bootmae_mm.PatchMSE'),  # noqa: B006  not changed
+        normalize: bool = True,
+        eps: Positive = 1e-6,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(in_channels, info, target, loss, normalize, eps, init_cfg=init_cfg)
+
+
+@MODELS.register_module()
+class BootMAEPixelHead(BootMAEHead):
+    """Predicts the pixels of masked patches: the paper's pixel branch.
+
+    Args:
+        in_channels, info, loss: See :class:`BootMAEHead`.
+        normalize: Normalization of the target, see :class:`PixelTarget`.
+    """
+
+    @validated
+    def __init__(
+        self,
+        in_channels: Side,
+        info: ModelInfo,
+        normalize: Literal['channel', 'patch', 'none'] = 'channel',
+        loss: dict = dict(type='bootmae_mm.PatchMSE'),  # noqa: B006  not changed
+        init_cfg: Any = None,
+    ) -> None:
+        target = dict(type='bootmae_mm.PixelTarget', normalize=normalize)
+        super().__init__(in_channels, info, target, loss, init_cfg=init_cfg)
+
+    def _make_projection(self, in_channels: int, info: ModelInfo) -> nn.Module:
+        # Parameters in the authors' shapes; with a stride equal to the kernel it is one linear map per patch.
+        return nn.ConvTranspose2d(in_channels, info.in_channels, kernel_size=info.patch_size, stride=info.patch_size)
+
+    def init_weights(self) -> None:
+        """Leave torch's initialization, as in the authors' code."""
+        BaseModule.init_weights(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, M, in_channels) -> (B, M, C, patch, patch)."""
+        weight = self.projection.weight  # (in_channels, C, patch, patch)
+        bias = self.projection.bias[:, None, None].expand(weight.shape[1:])  # (C, patch, patch)
+        return F.linear(tokens, weight.flatten(1).t(), bias.flatten()).unflatten(2, weight.shape[1:])
+
+    def statistics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """None: pixels cannot collapse."""
+        return {}

@@ -1,10 +1,16 @@
-"""The weighted loss that both heads share."""
+"""Losses of masked patches, and the weights of the patches."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from torch import Tensor
+
+from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import Positive, Rate, validated
 
 
 def loss_weights(ids_mask: Tensor, grid: tuple[int, int], weighted: bool = True) -> Tensor:
@@ -29,18 +35,90 @@ def loss_weights(ids_mask: Tensor, grid: tuple[int, int], weighted: bool = True)
     return 1.0 + around.flatten(1).gather(1, ids_mask)
 
 
-def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean of ``w * (prediction - target)^2`` over masked patches, in float32.
+class PatchLoss(BaseModule):
+    """Base class: a subclass defines ``forward``, the error of every masked patch.
 
-    Dividing by the number of masked patches equals the authors' mean over all patches divided by mean(mask).
+    The loss is the weighted mean over masked patches, which equals the authors' mean over all patches divided by
+    mean(mask).
+    """
+
+    discrete = False  # whether the target is a code per patch
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Error of every patch: (B, M, ...), (B, M, ...) or codes (B, M) -> (B, M), float32."""
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class PatchMSE(PatchLoss):
+    """Squared error, averaged over the numbers of a patch: the authors' loss."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, M, ...), (B, M, ...) -> (B, M)."""
+        return (prediction.float() - target.float()).square().flatten(2).mean(2)
+
+
+@MODELS.register_module()
+class PatchSmoothL1(PatchLoss):
+    """Smooth L1 error, averaged over the numbers of a patch (data2vec).
 
     Args:
-        prediction: (B, M, ...).
-        target: (B, M, ...), the same shape.
-        weights: (B, M).
-
-    Returns:
-        Tensor, a scalar.
+        beta: Error up to which it is quadratic.
     """
-    error = (prediction.float() - target.float()).square().flatten(2).mean(2)  # (B, M)
-    return (weights * error).mean()
+
+    @validated
+    def __init__(self, beta: Positive = 1.0, init_cfg: Any = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.beta = beta
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, M, ...), (B, M, ...) -> (B, M)."""
+        errors = F.smooth_l1_loss(prediction.float(), target.float(), beta=self.beta, reduction='none')
+        return errors.flatten(2).mean(2)
+
+
+@MODELS.register_module()
+class PatchCosine(PatchLoss):
+    """1 - cosine of prediction and target (MVP, EVA)."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, M, ...), (B, M, ...) -> (B, M)."""
+        return 1.0 - F.cosine_similarity(prediction.float().flatten(2), target.float().flatten(2), dim=2)
+
+
+@MODELS.register_module()
+class PatchCrossEntropy(PatchLoss):
+    """Cross-entropy of a code per patch (BEiT).
+
+    Args:
+        label_smoothing: Share of the probability that is spread over all codes.
+    """
+
+    discrete = True
+
+    @validated
+    def __init__(self, label_smoothing: Rate = 0.0, init_cfg: Any = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Logits (B, M, codes), codes (B, M) -> (B, M)."""
+        logits = prediction.float().transpose(1, 2)  # (B, codes, M)
+        return F.cross_entropy(logits, target, reduction='none', label_smoothing=self.label_smoothing)
+
+
+@MODELS.register_module()
+class PatchRanking(PatchLoss):
+    """How well the predictions, one number per patch, rank the patches of an image by the target (HPM).
+
+    For every pair of patches, the cross-entropy of sigmoid(difference of the predictions) and which target is larger;
+    averaged over the other patches. Source: ``forward_learning_loss(relative=True)`` of HPM (arXiv 2304.05919).
+    """
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, M, 1), (B, M, 1) -> (B, M)."""
+        prediction, target = prediction.float().flatten(1), target.float().flatten(1)  # (B, M)
+        difference = prediction[:, :, None] - prediction[:, None]  # (B, M, M)
+        larger = target[:, :, None] - target[:, None]  # its sign is what the difference should have
+        errors = -F.logsigmoid(difference * larger.sign()) * (larger != 0)
+        return errors.sum(2) / max(1, target.shape[1] - 1)

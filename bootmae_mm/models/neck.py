@@ -1,4 +1,4 @@
-"""The neck: two target-aware decoders with feature injection."""
+"""The neck: target-aware decoders with feature injection, one per branch."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class TargetAwareDecoder(BaseModule):
 
 @MODELS.register_module()
 class BootMAENeck(BaseModule):
-    """The pixel regressor and the feature predictor, two target-aware decoders.
+    """Target-aware decoders: the pixel regressor, the feature predictor, and any others by name.
 
     Args:
         embed_dims: Width of the encoder; :class:`BootMAE` fills in this and the next three.
@@ -166,9 +166,10 @@ class BootMAENeck(BaseModule):
         pixel: Options of the pixel regressor (:class:`PixelOptions`), or None to leave it out.
         feature: Options of the feature predictor (:class:`DecoderOptions`), or None to leave it out.
         with_cp: Use activation checkpointing in the decoders.
+        **others: Options of further decoders (:class:`DecoderOptions`), by name of the branch; None for none.
 
     Raises:
-        ConfigError: If both decoders are left out, a context block does not exist, or an MLP would have no units.
+        ConfigError: If there is no decoder, a context block does not exist, or an MLP would have no units.
     """
 
     @validated
@@ -182,13 +183,13 @@ class BootMAENeck(BaseModule):
         feature: DecoderOptions | None = DecoderOptions(),  # noqa: B008  not changed
         with_cp: bool = False,
         init_cfg: Any = None,
+        **others: DecoderOptions | None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        require(pixel or feature, 'the neck needs a pixel or a feature decoder, but both are None')
+        branches = {name: given for name, given in dict(pixel=pixel, feature=feature, **others).items() if given}
+        require(branches, 'the neck needs a decoder, but pixel and feature are None')
         self.decoders = ModuleDict()  # mmengine's, which passes init_weights on; torch's does not
-        for name, given in (('pixel', pixel), ('feature', feature)):
-            if given is None:
-                continue
+        for name, given in branches.items():
             options = given.model_dump()
             options['width'] = options['width'] or embed_dims
             options['num_heads'] = options['num_heads'] or num_heads
@@ -218,7 +219,7 @@ class BootMAENeck(BaseModule):
             ids_mask: (B, M).
 
         Returns:
-            By name of the decoder (``pixel``, ``feature``): tokens (B, M, width).
+            By name of the branch (``pixel``, ``feature``): tokens (B, M, width).
         """
         return {
             name: decoder(latent, context.get(decoder.context_block), ids_mask)

@@ -39,16 +39,12 @@ def sincos_pos_embed(grid: tuple[int, int], dims: int, temperature: float = 1000
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens by patch index: (B or 1, L, D) and ids (B, K) -> (B, K, D)."""
+    """Pick tokens by patch index: (B or 1, L, D) and ids (B * K, N) -> (B * K, N, D), for K masks per image."""
     if tokens.shape[0] == 1:  # shared by the batch, such as a position embedding
         return tokens[0][ids]
-    return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
-
-
-def repeat_for_masks(images: Tensor, ids: Tensor) -> Tensor:
-    """Repeat each image for its K masks: (B, ...) and ids (B * K, M) -> (B * K, ...); K is usually 1."""
-    masks = len(ids) // len(images)
-    return images if masks == 1 else images.repeat_interleave(masks, 0)
+    ids_of_image = ids.reshape(len(tokens), -1)  # (B, K * N)
+    taken = tokens.gather(1, ids_of_image[:, :, None].expand(-1, -1, tokens.shape[2]))
+    return taken.view(*ids.shape, -1)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -58,9 +54,10 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def take_patches(images: Tensor, ids: Tensor, patch_size: int) -> Tensor:
-    """Cut chosen patches out of images: (B, C, H, W) and ids (B, K) -> (B, K, C, patch, patch)."""
+    """Cut chosen patches out of images: (B, C, H, W) and ids (B * K, N) -> (B * K, N, C, patch, patch)."""
     columns = images.shape[3] // patch_size
-    image = torch.arange(len(images), device=images.device)[:, None]  # (B, 1)
+    masks = len(ids) // len(images)  # K, usually 1
+    image = torch.arange(len(ids), device=images.device)[:, None] // masks  # (B * K, 1)
     return patchify(images, patch_size)[image, ids // columns, ids % columns]  # copies the chosen pixels only
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
-# Panels of the picture: title, scalars, whether the axis is logarithmic.
+# Panels of the picture: title, patterns of the scalars, whether the axis is logarithmic.
 GROUPS = (
-    ('losses', ('loss', 'pixel_loss', 'feature_loss'), False),
+    ('losses', ('loss', '*_loss'), False),
     ('learning rate', ('lr',), False),
     ('1 - decay of the teacher', ('ema_decay',), True),
-    ('weight of the feature loss', ('feature_weight',), False),
+    ('weight of the feature loss', ('*_weight',), False),
     ('norm of the gradient', ('grad_norm',), True),
-    ('features: mean norm of a patch', ('feature_pred_norm', 'feature_target_norm'), True),
+    ('features: mean norm of a patch', ('*_pred_norm', '*_target_norm'), True),
 )
 
 
@@ -51,7 +52,10 @@ def draw_curves(scalars: list[dict], path: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = [(title, [name for name in names if name in scalars[-1]], log) for title, names, log in GROUPS]
+    groups = [
+        (title, [name for pattern in patterns for name in scalars[-1] if fnmatch(name, pattern)], log)
+        for title, patterns, log in GROUPS
+    ]
     groups = [group for group in groups if group[1]]
     rows = -(-len(groups) // 2)
     figure = Figure(figsize=(11, 3 * rows), layout='constrained')

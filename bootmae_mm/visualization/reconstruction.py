@@ -41,7 +41,8 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
     latent, context = model.backbone.encode_visible(images, ids_keep, model.neck.context_blocks)
     tokens = decoder(latent, context.get(decoder.context_block), ids_mask, ids_keep=ids_keep)
     ids = torch.cat([ids_keep, ids_mask], dim=1)
-    mean, std = head.statistics(take_patches(images, ids, head.patch_size))
+    target = head.target  # a PixelTarget
+    mean, std = target.mean_std(take_patches(images, ids, target.patch_size))
     predicted = head(tokens).float() * std + mean
 
     prediction = place_patches(images, predicted, ids)
@@ -49,7 +50,7 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
     preprocessor = model.data_preprocessor
     gray = (255 * GRAY - preprocessor.mean) / preprocessor.std
     empty = gray.expand_as(images).contiguous()
-    masked = place_patches(empty, take_patches(images, ids_keep, head.patch_size), ids_keep)
+    masked = place_patches(empty, take_patches(images, ids_keep, target.patch_size), ids_keep)
     panels = (images, masked, reconstruction, prediction)
     return {
         name: ((panel.float() * preprocessor.std + preprocessor.mean) / 255).clamp(0, 1).cpu()

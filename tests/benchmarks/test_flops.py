@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmpretrain.models import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flops import step_macs
@@ -38,6 +39,37 @@ def test_computed_multiply_adds_are_those_that_torch_counts(part):
         model.parse_losses(model.loss(**data))[0].backward()
     wanted = sum(step_macs(model, data['ids_mask'].shape[1], needed=True).values())
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['attention', 'predicted errors', 'hog', 'frozen'])
+def test_multiply_adds_of_other_masks_and_targets(kind, tmp_path):
+    arch = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=80)
+    backbone = dict(type='bootmae_mm.BootMAEViT', arch=arch, img_size=(32, 48), patch_size=8)
+    neck = dict(type='bootmae_mm.BootMAENeck', pixel=dict(width=16), feature={})
+    config = tiny_config(backbone=backbone, neck=neck)
+    if kind == 'attention':
+        config['masking'] = dict(type='bootmae_mm.AttentionMasking')
+    elif kind == 'predicted errors':
+        neck['difficulty'] = dict(width=12, context_block=None)
+        target, loss = dict(type='bootmae_mm.ErrorTarget'), dict(type='bootmae_mm.PatchRanking')
+        config['difficulty_head'] = dict(type='bootmae_mm.BootMAEHead', target=target, loss=loss)
+        config['masking'] = dict(type='bootmae_mm.PredictedErrorMasking', share=0.5)
+    elif kind == 'hog':
+        config['feature_head']['target'] = dict(type='bootmae_mm.HOGTarget')
+    else:
+        vit = VisionTransformer(arch=arch, img_size=(16, 24), patch_size=4)
+        torch.save(vit.state_dict(), tmp_path / 'vit.pth')
+        encoder = dict(type='VisionTransformer', arch=arch, patch_size=4)
+        config['feature_head']['target'] = dict(
+            type='bootmae_mm.FrozenTarget', encoder=encoder, checkpoint=str(tmp_path / 'vit.pth'), patch_size=4
+        )
+    model = build(config)
+    data = random_batch(batch=2)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.parse_losses(model.loss(**data))[0].backward()
+    parts = step_macs(model, data['ids_mask'].shape[1], needed=True)
+    assert ('teacher' in parts) == (kind in ('attention', 'predicted errors'))
+    assert counter.get_total_flops() / 2 / 2 == pytest.approx(sum(parts.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize('masks', [1, 3])

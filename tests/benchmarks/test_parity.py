@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.parity import Parity
-from bootmae_mm.models import attention, heads
+from bootmae_mm.models import attention, heads, targets
 from bootmae_mm.models.neck import TargetAwareDecoder
 from tests.conftest import ROOT
 
@@ -92,10 +92,10 @@ def test_a_missing_and_an_extra_tensor_are_found():
 @pytest.mark.parametrize(
     'break_it',
     [
-        lambda m: m.setattr(heads.BootMAEFeatureHead, 'target', lambda self, x: x),
+        lambda m: m.setattr(heads.BootMAEHead, 'compared', lambda self, x: x),
         lambda m: m.setattr(
-            heads.BootMAEPixelHead,
-            'statistics',
+            targets.PixelTarget,
+            'mean_std',
             lambda self, p: (p.mean((3, 4), keepdim=True), (p.var((3, 4), keepdim=True) + 1e-5).sqrt()),
         ),
         lambda m: m.setattr(attention, 'without_key_bias', lambda bias, *_: -bias),

@@ -7,7 +7,7 @@ from mmengine.registry import DATASETS, HOOKS, TRANSFORMS, init_default_scope
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 
 from bootmae_mm.config import check_bound, load_config
-from bootmae_mm.data import MaskSampling, collate
+from bootmae_mm.data import build_masking, collate
 from bootmae_mm.engine.schedules import piecewise_linear
 from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT, build, random_batch, run_config, tiny_config
@@ -40,7 +40,7 @@ def test_config_builds(name):
     for hook in cfg.default_hooks.values():
         assert HOOKS.build(hook) is not None
     assert MMENGINE_OPTIM_WRAPPERS.get(cfg.optim_wrapper.type) is not None
-    assert MaskSampling(**dataset.masking).grid == model.backbone.grid_size
+    assert build_masking(dataset.masking).grid == model.backbone.grid_size
     for transform in dataset.pipeline:
         if transform.type == 'bootmae_mm.RandomResizedCrop':
             assert TRANSFORMS.build(transform).scale == model.backbone.img_size
@@ -57,7 +57,8 @@ def test_main_config_is_the_papers():
     assert (pixel.width, len(pixel.blocks), pixel.context_block) == (512, 2, 0)
     assert (feature.width, len(feature.blocks), feature.context_block) == (768, 2, 11)
     assert pixel.blocks[0].cross_attn.inner_dims == 504
-    assert model.pixel_head.normalize == 'channel' and model.weight_mask and not model.teacher_norm
+    assert model.pixel_head.target.normalize == 'channel' and model.weight_mask
+    assert not model.feature_head.target.norm
     assert model.has_momentum_teacher
     wrapper = cfg.optim_wrapper
     assert 8 * cfg.train_dataloader.batch_size * wrapper.accumulative_counts == 4096
@@ -81,7 +82,7 @@ def test_main_config_is_the_papers():
     assert (cfg.default_hooks.feature_weight.weight, cfg.default_hooks.feature_weight.ramp) == (1.0, 0.25)
     masking = cfg.train_dataloader.dataset.masking
     assert masking == dict(img_size=224, patch_size=16, ratio=0.75, strategy='mix', min_block=16, max_block=60)
-    sampling = MaskSampling(**masking)
+    sampling = build_masking(masking)
     assert (sampling.grid, sampling.num_blocked, sampling.num_masked) == ((14, 14), 120, 147)
     crop = cfg.train_dataloader.dataset.pipeline[1]
     assert (crop.scale, crop.crop_ratio_range, crop.get('interpolation', 'bicubic')) == (224, (0.2, 1.0), 'bicubic')
@@ -121,14 +122,14 @@ def test_shorter_schedules(name, epochs):
 
 
 def differences(name):
-    """Dotted keys of an ablation that differ from the main config, with their values."""
+    """Dotted keys of a config that differ from the main config, with their values."""
 
     def flat(node, prefix=''):
         if isinstance(node, dict) and node:
             return {k: v for key, value in node.items() for k, v in flat(value, f'{prefix}{key}.').items()}
         return {prefix[:-1]: node}
 
-    main, other = flat(read('bootmae_vitb').to_dict()), flat(read(f'ablations/{name}').to_dict())
+    main, other = flat(read('bootmae_vitb').to_dict()), flat(read(name).to_dict())
     return {key: other.get(key, 'gone') for key in {**main, **other} if main.get(key, 'none') != other.get(key, 'gone')}
 
 
@@ -178,7 +179,7 @@ def test_every_ablation_is_tested():
 
 @pytest.mark.parametrize('name', ABLATIONS)
 def test_ablation_differs_in_nothing_else(name):
-    assert differences(name) == ABLATIONS[name]
+    assert differences(f'ablations/{name}') == ABLATIONS[name]
 
 
 def test_frozen_teacher_of_plain_mae(tmp_path):
@@ -236,7 +237,7 @@ def test_sizes_are_stated_once(tmp_path, image_folder, name, img_size, patch_siz
     resize, center = cfg.test_dataloader.dataset.pipeline[1:3]
     assert resize.scale == round(min(size) / 0.875) and tuple(center.crop_size) == (width, height)
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        assert MaskSampling(**loader.dataset.masking).grid == grid
+        assert build_masking(loader.dataset.masking).grid == grid
         batch = collate([DATASETS.build({**loader.dataset, 'folder': ''})[0]])
         assert batch['inputs'].shape == (1, 3, *size)
         assert batch['ids_keep'].shape[1] + batch['ids_mask'].shape[1] == grid[0] * grid[1]

@@ -182,7 +182,7 @@ def test_more_skipped_steps_than_allowed_stop_the_run(tmp_path, image_folder):
 
 def test_a_collapse_is_logged(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder, {'default_hooks.runtime_info.min_target_std': 0.1})
-    runner.model._feature_norms = lambda prediction, features, target: dict(feature_target_std=torch.tensor(0.05))
+    runner.model.feature_head.statistics = lambda prediction, target: dict(target_std=torch.tensor(0.05))
     runner.train()
     (log,) = (tmp_path / 'work').glob('*/*.log')
     assert log.read_text().count('feature_target_std is 0.05 at iteration 1, below 0.1') == 1

@@ -9,6 +9,7 @@ from bootmae_mm.models import BootMAEDataPreprocessor
 from bootmae_mm.models.block import EncoderBlock
 from bootmae_mm.models.losses import loss_weights
 from bootmae_mm.models.neck import DecoderBlock
+from bootmae_mm.models.step import Step
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.conftest import TINY_ARCH, build, random_batch, tiny_config
@@ -19,17 +20,13 @@ def test_losses_by_hand(model, batch):
     latent, context = model.backbone.encode_visible(batch['inputs'], batch['ids_keep'], {0, 2})
     decoded = model.neck(latent, context, batch['ids_mask'])
     weights = loss_weights(batch['ids_mask'], (4, 6))
-    torch.testing.assert_close(
-        losses['pixel_loss'], model.pixel_head.loss(decoded['pixel'], batch['inputs'], batch['ids_mask'], weights)
-    )
-    target = model.teacher.encode_patches(batch['inputs'], batch['ids_mask'])
-    torch.testing.assert_close(
-        losses['feature_loss'],
-        model.feature_head.loss(model.feature_head(decoded['feature']), model.feature_head.target(target), weights),
-    )
-    torch.testing.assert_close(losses['feature_target_norm'], target.norm(dim=2).mean())
-    normed = torch.nn.functional.layer_norm(target, (24,), eps=1e-6)
-    torch.testing.assert_close(losses['feature_target_std'], normed.flatten(0, 1).std(0, correction=0).mean())
+    pixels = model.pixel_head.target(batch['inputs'], batch['ids_mask'])
+    features = model.teacher.encode_patches(batch['inputs'], batch['ids_mask'])
+    for name, target in dict(pixel=pixels, feature=features).items():
+        head = model.heads[name]
+        for key, value in head.loss(decoded[name], target, weights)[1].items():
+            torch.testing.assert_close(losses.pop(f'{name}_{key}'), value)
+    assert not losses
 
 
 def test_total_is_the_weighted_sum_and_single_losses_are_logged_unweighted(model, batch):
@@ -139,10 +136,23 @@ def test_a_model_with_one_branch(missing, batch):
     assert model.has_momentum_teacher == (missing == 'pixel')
 
 
-def test_target_after_the_norm(model, batch):
-    before = model.teacher_features(batch['inputs'], batch['ids_mask'])
-    model.teacher_norm = True
-    torch.testing.assert_close(model.teacher_features(batch['inputs'], batch['ids_mask']), model.teacher.ln1(before))
+@pytest.mark.parametrize(
+    'config',
+    [
+        tiny_config(teacher_norm=True),
+        tiny_config(
+            feature_head=dict(
+                type='bootmae_mm.BootMAEFeatureHead', target=dict(type='bootmae_mm.TeacherTarget', norm=True)
+            )
+        ),
+    ],
+    ids=['of the model', 'of the target'],
+)
+def test_target_after_the_norm(config, batch):
+    model = build(config)
+    before = model.teacher.encode_patches(batch['inputs'], batch['ids_mask'])
+    target = model.feature_head.target(batch['inputs'], batch['ids_mask'], Step(model.view(batch['inputs'])))
+    torch.testing.assert_close(target, model.teacher.ln1(before))
 
 
 @pytest.mark.parametrize('masked', [1, 23])
@@ -214,7 +224,7 @@ def test_decoder_and_head_of_a_branch_come_together():
 def test_a_teacher_needs_the_feature_branch():
     config = tiny_config(feature_head=None, teacher=dict(checkpoint='x'))
     config['neck']['feature'] = None
-    with pytest.raises(ConfigError, match='teacher needs neck.feature and feature_head'):
+    with pytest.raises(ConfigError, match='teacher needs a branch that uses its features'):
         build(config)
 
 
@@ -225,7 +235,7 @@ def test_a_teacher_needs_the_feature_branch():
         (dict(feature_weight=float('nan')), 'feature_weight must be a finite number, but is nan'),
         (dict(teacher_norm=1), 'teacher_norm must be a valid boolean, but is 1'),
         (dict(weight_mask='no'), "weight_mask must be a valid boolean, but is 'no'"),
-        (dict(pixel_wieght=1.0), 'pixel_wieght is not a valid option; valid options: .*pixel_weight'),
+        (dict(pixel_wieght=1.0), 'pixel_wieght is not a valid option; valid options: .*NAME_weight'),
     ],
 )
 def test_impossible_options(changes, message):

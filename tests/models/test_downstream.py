@@ -38,7 +38,7 @@ def test_with_all_options_off_it_is_the_pretraining_teacher():
     model = build(tiny_config())
     images = torch.randn(2, 3, 32, 48)
     all_ids = torch.arange(24).expand(2, -1)
-    wanted = model.teacher_features(images, all_ids)
+    wanted = model.teacher.encode_patches(images, all_ids)
     (found,) = same_weights(model.teacher)(images)
     assert found.shape == (2, 24, 4, 6)
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), wanted, rtol=1e-5, atol=1e-6)

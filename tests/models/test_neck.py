@@ -101,7 +101,7 @@ def test_initial_weights():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(pixel=None, feature=None), 'both are None'),
+        (dict(pixel=None, feature=None), 'the neck needs a decoder, but pixel and feature are None'),
         (
             dict(pixel=dict(widht=8)),
             r"pixel has unknown option\(s\) \['widht'\]; valid options: width, depth, context_block",

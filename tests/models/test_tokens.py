@@ -6,7 +6,6 @@ from mmpretrain.models.utils import build_2d_sincos_position_embedding
 
 from bootmae_mm.models.tokens import (
     place_patches,
-    repeat_for_masks,
     sincos_pos_embed,
     take_patches,
     take_tokens,
@@ -59,8 +58,9 @@ def test_take_tokens_of_a_batch_and_of_a_shared_embedding():
     torch.testing.assert_close(take_tokens(tokens[:1], ids), torch.stack([tokens[0, [3, 1]], tokens[0, [0, 4]]]))
 
 
-def test_images_are_repeated_for_their_masks():
-    images = torch.randn(2, 3, 4, 6)
-    assert repeat_for_masks(images, torch.zeros(2, 5)) is images
-    repeated = repeat_for_masks(images, torch.zeros(6, 5))
-    assert torch.equal(repeated, images[[0, 0, 0, 1, 1, 1]])
+def test_several_masks_of_an_image():
+    images, tokens = torch.randn(2, 3, 4, 6), torch.randn(2, 6, 5)
+    ids = torch.tensor([[4, 0], [5, 2], [1, 1], [3, 0]])  # two masks for each image
+    repeated = take_patches(images.repeat_interleave(2, 0), ids, 2)
+    assert torch.equal(take_patches(images, ids, 2), repeated)
+    assert torch.equal(take_tokens(tokens, ids), take_tokens(tokens.repeat_interleave(2, 0), ids))

@@ -6,7 +6,7 @@ from .interruption import InterruptionHook
 from .monitor import MonitorHook
 from .pictures import CurvesHook, ReconstructionHook
 from .segmentation import CheckSegmentationHook
-from .teacher import BootMAEEMAHook, FeatureWeightHook
+from .teacher import BootMAEEMAHook, FeatureWeightHook, MaskingScheduleHook
 
 __all__ = [
     'CheckSegmentationHook',
@@ -16,6 +16,7 @@ __all__ = [
     'CurvesHook',
     'FeatureWeightHook',
     'InterruptionHook',
+    'MaskingScheduleHook',
     'MonitorHook',
     'ReconstructionHook',
 ]

@@ -91,8 +91,8 @@ class MonitorHook(RuntimeInfoHook):
         max_skipped: Number of steps of the whole run, resumed parts included, that may be skipped because a gradient is
             not finite: weights, optimizer and teacher stay unchanged. One more stops the run. With skipping, each step
             waits for the device; 0, the default, stops at the first. Not with a loss scaler.
-        min_target_std: ``feature_target_std`` below which a warning tells that the features have collapsed (all patches
-            look alike to the teacher). Usual values are 0.4 to 1.
+        min_target_std: ``feature_target_std``, or that of another branch, below which a warning tells that its target
+            has collapsed (all patches look alike to the teacher). Usual values are 0.4 to 1.
     """
 
     @validated
@@ -221,11 +221,12 @@ class MonitorHook(RuntimeInfoHook):
                     f'loss and gradient were exactly 0 in all of the first {self._all_zero} iterations: nothing is '
                     'learned; is there a single class under softmax, or no label at all?'
                 )
-        std = numbers.get('feature_target_std', math.inf)
-        if std < self.min_target_std and iteration >= self._next_warning:
+        stds = {name: value for name, value in numbers.items() if name.endswith('_target_std')}
+        name = min(stds, key=lambda name: stds[name], default='')
+        if stds and stds[name] < self.min_target_std and iteration >= self._next_warning:
             self._next_warning = iteration + 10 * self._interval
             runner.logger.warning(
-                f'feature_target_std is {std:.3g} at iteration {iteration}, below {self.min_target_std}: all '
+                f'{name} is {stds[name]:.3g} at iteration {iteration}, below {self.min_target_std}: all '
                 'patches look alike to the teacher, its features have collapsed; reduce the learning rate, or increase '
                 'the decay of the teacher'
             )

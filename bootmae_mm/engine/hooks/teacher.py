@@ -1,4 +1,4 @@
-"""Hooks for the schedules of BootMAE: the teacher's decay and the weight of the feature loss."""
+"""Hooks for the schedules of BootMAE: the teacher's decay, weights of branches, and how hard masks are."""
 
 from __future__ import annotations
 
@@ -46,9 +46,14 @@ def moving_pairs(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 
     Fixed position embeddings are equal already, and there are no buffers.
     """
-    teacher = dict(model.teacher.named_parameters())
-    student = {name: parameter for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}
-    return [teacher[name] for name in student], list(student.values())
+    teacher: list[Tensor] = []
+    student: list[Tensor] = []
+    for follower, leader in model.followers():
+        own = dict(follower.named_parameters())
+        moving = {name: parameter for name, parameter in leader.named_parameters() if parameter.requires_grad}
+        teacher += [own[name] for name in moving]
+        student += moving.values()
+    return teacher, student
 
 
 @HOOKS.register_module()
@@ -126,9 +131,10 @@ class BootMAEEMAHook(Hook):
 
 @HOOKS.register_module()
 class FeatureWeightHook(Hook):
-    """Ramps up the weight of the feature loss over the first part of the run; see :func:`feature_weight`.
+    """Ramps up the weight of a branch over the first part of the run; see :func:`feature_weight`.
 
     Args:
+        branch: Name of the branch; another hook, by another name in ``default_hooks``, may do the same for another one.
         weight: Final value.
         ramp: Share of the run over which it rises.
         by_epoch: Whether it rises once per epoch; otherwise in every iteration.
@@ -137,7 +143,10 @@ class FeatureWeightHook(Hook):
     priority = 'NORMAL'
 
     @validated
-    def __init__(self, weight: NonNegative = 1.0, ramp: Share = 0.25, by_epoch: bool = True) -> None:
+    def __init__(
+        self, weight: NonNegative = 1.0, ramp: Share = 0.25, by_epoch: bool = True, branch: str = 'feature'
+    ) -> None:
+        self.name = f'{branch}_weight'
         self.by_epoch = by_epoch
         self.weight = weight
         self.ramp = ramp
@@ -145,10 +154,42 @@ class FeatureWeightHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Set the weight in the model and log it."""
         model = unwrapped(runner.model)
-        if getattr(model, 'feature_head', None) is None:
+        if self.name.removesuffix('_weight') not in getattr(model, 'branches', ()):
             return
         position, end = runner.iter, float(runner.max_iters)
         if self.by_epoch:
             position, end = current_epoch(runner), end / len(runner.train_dataloader)
-        model.feature_weight = feature_weight(position, end, self.weight, self.ramp)
-        runner.message_hub.update_scalar('train/feature_weight', model.feature_weight)
+        weight = feature_weight(position, end, self.weight, self.ramp)
+        setattr(model, self.name, weight)
+        runner.message_hub.update_scalar(f'train/{self.name}', weight)
+
+
+@HOOKS.register_module()
+class MaskingScheduleHook(Hook):
+    """Raises the share of patches that :class:`PredictedErrorMasking` chooses, from easy masks to hard ones (HPM).
+
+    Linear over the run: ``start + (end - start) * (position + 1) / length``.
+
+    Args:
+        start: Share before the first epoch.
+        end: Share in the last epoch; 0.5 in HPM.
+        by_epoch: Whether it rises once per epoch; otherwise in every iteration.
+    """
+
+    priority = 'NORMAL'
+
+    @validated
+    def __init__(self, start: Share = 0.0, end: Share = 0.5, by_epoch: bool = True) -> None:
+        self.start, self.end = start, end
+        self.by_epoch = by_epoch
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Set the share in the model and log it."""
+        masking = getattr(unwrapped(runner.model), 'masking', None)
+        if masking is None or not hasattr(masking, 'share'):
+            return
+        position, length = runner.iter, float(runner.max_iters)
+        if self.by_epoch:
+            position, length = current_epoch(runner), length / len(runner.train_dataloader)
+        masking.share = self.start + (self.end - self.start) * (position + 1) / length
+        runner.message_hub.update_scalar('train/masking_share', masking.share)

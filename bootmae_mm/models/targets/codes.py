@@ -1,0 +1,74 @@
+"""Codes of a discrete tokenizer, the target of BEiT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from torch import Tensor
+
+from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import Count, Side, require, validated
+
+from ..step import Step
+from .base import ModelInfo, Renormalize, Target
+from .weights import FrozenModule
+
+
+@MODELS.register_module()
+class CodeTarget(Target):
+    """One code per patch, from a tokenizer of mmpretrain: ``VQKD`` (BEiT v2) or ``DALL-E`` (BEiT).
+
+    Args:
+        info: Facts of the model.
+        tokenizer: Its config, such as ``dict(type='VQKD', encoder_config=...)`` or
+            ``dict(type='DALL-E')``. It gives codes (B, L), or logits (B, codes, rows, columns).
+        checkpoint: Path of its weights.
+        codes: Size of its codebook.
+        prefix: Prefix of its keys in the file.
+        patch_size: Side in pixels of what becomes one code: 16 for VQKD, 8 for DALL-E. The images are resized (bicubic)
+            to as many of them as the student has patches.
+        mean, std: Statistics of its images, for values in 0..255: 127.5 and 127.5 for VQKD; -31.875 and 318.75, which
+            means 0.1 to 0.9, for DALL-E.
+    """
+
+    discrete = True
+
+    @validated
+    def __init__(
+        self,
+        info: ModelInfo,
+        tokenizer: dict,
+        checkpoint: str,
+        codes: Count = 8192,
+        prefix: str = '',
+        patch_size: Side = 16,
+        mean: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[float] = (127.5, 127.5, 127.5),
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.dims = codes
+        self.renormalize = Renormalize(info, mean, std)
+        rows, columns = info.grid_size
+        self.patches = rows * columns
+        self.img_size = (rows * patch_size, columns * patch_size)
+        self.tokenizer = FrozenModule(MMPRETRAIN_MODELS.build(tokenizer), checkpoint, prefix)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, ids_mask: Tensor, step: Step | None = None) -> Tensor:
+        """Codes of the masked patches: (B, C, H, W), (B * K, M) -> (B * K, M), int64."""
+        images = self.renormalize(images)
+        if tuple(images.shape[2:]) != self.img_size:
+            images = F.interpolate(images, self.img_size, mode='bicubic', antialias=True)
+        out = self.tokenizer(images)
+        codes = (out.argmax(dim=1) if out.is_floating_point() else out).flatten(1)  # (B, L)
+        require(
+            codes.shape[1] == self.patches,
+            f'the tokenizer gives {codes.shape[1]} codes per image instead of {self.patches}: check patch_size',
+        )
+        ids = ids_mask.reshape(len(images), -1)  # (B, K * M)
+        return codes.gather(1, ids).view(ids_mask.shape)

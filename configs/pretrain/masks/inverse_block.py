@@ -1,0 +1,10 @@
+# Keep one block, mask all around it (CAPI).
+_base_ = '../bootmae_vitb.py'
+
+masking = dict(
+    _delete_=True,
+    type='bootmae_mm.InverseBlockSampling',
+    img_size={{_base_.img_size}},
+    patch_size={{_base_.patch_size}},
+    ratio=0.75,
+)
