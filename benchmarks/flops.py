@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,8 +16,8 @@ from bootmae_mm.models import (
     ErrorTarget,
     PixelTarget,
     PredictedErrorMasking,
-    Target,
 )
+from bootmae_mm.models.encoder import PretrainingEncoder
 from bootmae_mm.models.neck import DecoderBlock, TargetAwareDecoder
 
 # Forward, gradient of the inputs, gradient of the weights: the same amount each.
@@ -45,20 +46,12 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int 
     patches = backbone.grid_size[0] * backbone.grid_size[1]
     kept = patches - num_masked
     extra = backbone.num_extra_tokens
-    parts = dict(
-        student=TRAINED_FIRST * (kept if needed else patches) * _embedding(backbone)
-        + TRAINED * backbone.num_layers * _encoder_block(backbone, kept + extra)
-    )
+    # Several masks, and predicted errors, need the features of all tokens.
+    needs_all = masks > 1 or isinstance(model.masking, PredictedErrorMasking)
+    last = num_masked if needed and not needs_all else None
+    parts = dict(student=_student(backbone, kept, needed))
     if model.has_teacher:
-        teacher = model.teacher
-        # Several masks, and predicted errors, need the features of all tokens.
-        needs_all = masks > 1 or isinstance(model.masking, PredictedErrorMasking)
-        last = num_masked if needed and not needs_all else None
-        parts['teacher'] = (
-            patches * _embedding(teacher)
-            + (teacher.num_layers - 1) * _encoder_block(teacher, patches + extra)
-            + _encoder_block(teacher, patches + extra, last)
-        )
+        parts['teacher'] = _teacher(model.teacher, last)
     if isinstance(model.masking, AttentionMasking):  # queries of the class token, all keys, their products
         width = model.teacher.embed_dims
         parts['teacher'] += (1 + patches + extra) * width**2 + (patches + extra) * width
@@ -78,18 +71,38 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int 
     parts = {name: macs if name == 'teacher' else masks * macs for name, macs in parts.items()}
     for name, head in model.heads.items():
         if not isinstance(head.target, (ErrorTarget, PixelTarget)) and not head.target.uses_teacher:
-            parts[f'{name} target'] = _counted(head.target, backbone, num_masked)
+            ids_mask = torch.zeros(1, num_masked, dtype=torch.int64, device='meta')
+            parts[f'{name} target'] = _counted(head.target, backbone, 'forward', ids_mask)
     return parts
 
 
-def _counted(target: Target, backbone: BootMAEViT, num_masked: int) -> float:
-    """Multiply-adds of a target that another network computes, counted by torch on shapes alone."""
-    target = copy.deepcopy(target).to('meta')
-    images = torch.empty(1, backbone.patch_embed.projection.in_channels, *backbone.img_size, device='meta')
-    ids_mask = torch.zeros(1, num_masked, dtype=torch.int64, device='meta')
+def _student(encoder: PretrainingEncoder, kept: int, needed: bool) -> float:
+    if not isinstance(encoder, BootMAEViT):
+        ids_keep = torch.zeros(1, kept, dtype=torch.int64, device='meta')
+        return TRAINED * _counted(encoder, encoder, 'encode_visible', ids_keep)
+    patches = encoder.grid_size[0] * encoder.grid_size[1]
+    embedding = TRAINED_FIRST * (kept if needed else patches) * _embedding(encoder)
+    return embedding + TRAINED * encoder.num_layers * _encoder_block(encoder, kept + encoder.num_extra_tokens)
+
+
+def _teacher(encoder: PretrainingEncoder, last: int | None) -> float:
+    """Forward pass over whole images; the last block for ``last`` tokens only."""
+    patches = encoder.grid_size[0] * encoder.grid_size[1]
+    if not isinstance(encoder, BootMAEViT):
+        ids = torch.zeros(1, patches, dtype=torch.int64, device='meta')
+        return _counted(encoder, encoder, 'encode_patches', ids)
+    tokens = patches + encoder.num_extra_tokens
+    others = (encoder.num_layers - 1) * _encoder_block(encoder, tokens)
+    return patches * _embedding(encoder) + others + _encoder_block(encoder, tokens, last)
+
+
+def _counted(module: nn.Module, backbone: PretrainingEncoder, method: str, ids: Tensor) -> float:
+    """Multiply-adds of ``method(image, ids)``, counted by torch on shapes alone."""
+    module = copy.deepcopy(module).to('meta')
+    images = torch.empty(1, backbone.in_channels, *backbone.img_size, device='meta')
     # The counter needs attention as matrix products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        target(images, ids_mask)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        getattr(module, method)(images, ids)
     return counter.get_total_flops() / 2
 
 

@@ -40,15 +40,14 @@ class FullyShardedDataParallel:
 
     def __new__(cls, module: nn.Module) -> nn.Module:
         # Imported here, so that --help of the tools does not import mmpretrain.
-        from bootmae_mm.models.block import EncoderBlock
-        from bootmae_mm.models.neck import DecoderBlock
+        from bootmae_mm.models import BLOCKS
 
         if hasattr(module, 'init_weights'):
             module.init_weights()
         for value in module.state_dict().values():
             torch.distributed.broadcast(value, 0)
         for block in list(module.modules()):
-            if isinstance(block, (EncoderBlock, DecoderBlock)):
+            if isinstance(block, BLOCKS):
                 fully_shard(block, reshard_after_forward=True)
         sharded = fully_shard(module, reshard_after_forward=True)
         here = sum(parameter.to_local().numel() for parameter in sharded.parameters())

@@ -44,6 +44,9 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
         ConfigError: If the checkpoint does not fit, or has parts that a plain vision transformer does not have.
     """
     cfg = config_of(load_file(path)) if config is None else load_config(config)
+    kind = str(cfg.model.backbone.get('type', '')).rsplit('.', 1)[-1]
+    is_vit = kind in ('BootMAEViT', 'VisionTransformer', '')
+    require(is_vit, f"{path} is a {kind}, which has no export: its weights have mmpretrain's names below 'backbone.'")
     options = {key: value for key, value in cfg.model.backbone.items() if key in IDENTITY}
     pooled = 'ln2.weight' in (state := encoder_state(path, prefix)) and 'ln1.weight' not in state
     encoder = BootMAEViT(**options, out_type='avg_featmap' if pooled else 'raw', final_norm=not pooled)

@@ -47,7 +47,7 @@ class BootMAE(BaseModel):
     each of them once.
 
     Args:
-        backbone: Config of the student, a :class:`BootMAEViT`.
+        backbone: Config of the student, a :class:`BootMAEViT` or another :class:`PretrainingEncoder`.
         neck: Config of :class:`BootMAENeck`.
         pixel_head: Config of the head of the neck's pixel decoder; None if the neck has none.
         feature_head: Config of the head of the neck's feature decoder; None if the neck has none.
@@ -115,10 +115,8 @@ class BootMAE(BaseModel):
 
     def _check_backbone(self) -> None:
         """Refuse options for downstream tasks, and channels that the preprocessor does not normalize."""
-        backbone = self.backbone
-        is_plain = not backbone.window_size and not backbone.rel_pos_bias and backbone.final_norm
-        require(is_plain, 'pretraining needs window_size=0, rel_pos_bias=False and final_norm=True in the backbone')
-        channels = backbone.patch_embed.projection.in_channels
+        self.backbone.check_pretraining()
+        channels = self.backbone.in_channels
         given = len(getattr(self.data_preprocessor, 'mean', range(channels)))
         require(
             given == channels,
@@ -151,7 +149,7 @@ class BootMAE(BaseModel):
 
     def _info(self, teacher: nn.Module) -> ModelInfo:
         backbone, preprocessor = self.backbone, self.data_preprocessor
-        channels = backbone.patch_embed.projection.in_channels
+        channels = backbone.in_channels
         # A preprocessor without them does not normalize.
         mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
         return ModelInfo(

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from mmengine.model import ModuleList
 from mmpretrain.models import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from pydantic import Field
 from torch import Tensor, nn
 
-from bootmae_mm.checkpoints.encoder import load_encoder
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import Few, Natural, Options, Rate, Side, Size, parse, patch_grid, require, validated
 
 from .block import EncoderBlock, run_block
+from .encoder import PretrainingEncoder, init_configs, init_linear, is_pretrained
 from .relative_position import RelativePositionBias, resize_bias_table
 from .tokens import sincos_pos_embed, take_patches, take_tokens
 
@@ -40,7 +38,7 @@ def _arch(embed_dims: int, num_layers: int, num_heads: int) -> dict:
 
 
 @MODELS.register_module()
-class BootMAEViT(VisionTransformer):
+class BootMAEViT(PretrainingEncoder, VisionTransformer):
     """Plain ViT of BootMAE; its weights load in mmpretrain's ``VisionTransformer`` and the other way round.
 
     Pre-norm blocks, LayerNorm eps 1e-6, class token, fixed 2-D sine-cosine position embedding, no bias of the keys.
@@ -79,7 +77,6 @@ class BootMAEViT(VisionTransformer):
             block that does not exist, or windows with a class token.
     """
 
-    init_cfg: Any  # mmengine's: a dict, a list of dicts, or None
     arch_zoo = {
         **VisionTransformer.arch_zoo,
         **dict.fromkeys(['t', 'ti', 'tiny'], _arch(192, 12, 3)),
@@ -217,24 +214,16 @@ class BootMAEViT(VisionTransformer):
         pooled features, relative-position bias, layer scale) keeps these values.
         """
         given = self.init_cfg
-        configs = given if isinstance(given, list) else [given] if given else []
         # mmengine's own loading would ignore what does not fit.
-        self.init_cfg = [config for config in configs if not _is_pretrained(config)] or None
+        self.init_cfg = [config for config in init_configs(given) if not is_pretrained(config)] or None
         super().init_weights()
         self.init_cfg = given
         self._init_like_authors()
-        for config in filter(_is_pretrained, configs):
-            options = {key: value for key, value in config.items() if key not in ('type', 'map_location')}
-            print_log(f'backbone: {load_encoder(self, **options)}', logger='current')
+        self.load_init_cfg()
 
     @torch.no_grad()
     def _init_like_authors(self) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                for part in module.weight.chunk(3) if name.endswith('qkv') else [module.weight]:
-                    nn.init.xavier_uniform_(part)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear(self.named_modules())
         projection = self.patch_embed.projection
         nn.init.xavier_uniform_(projection.weight.flatten(1))  # a matrix (D, channels * patch * patch)
         if projection.bias is not None:
@@ -294,7 +283,7 @@ class BootMAEViT(VisionTransformer):
             extra = self.num_extra_tokens
             if not extra and 'cls_token' in state:
                 embed = embed[:, 1:]
-            source = _grid_of(embed.shape[1] - extra, grid, self.grid_size)
+            source = grid_of(embed.shape[1] - extra, grid, self.grid_size)
             if source is not None:
                 state['pos_embed'] = resize_pos_embed(embed, source, self.grid_size, 'bicubic', extra)
                 if source != self.grid_size:
@@ -309,77 +298,44 @@ class BootMAEViT(VisionTransformer):
                     resized.append(name)
         return resized
 
-    def encode_visible(
-        self, images: Tensor, ids_keep: Tensor, context_blocks: set[int] | None = None
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Encode the class token and the kept patches only: the student's pass.
+    def main_blocks(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.layers)
 
-        Args:
-            images: (B, C, H, W) of the configured size.
-            ids_keep: Indices of the kept patches, (B * K, V), for K masks per image.
-            context_blocks: Blocks whose outputs are wanted as context.
+    def final_norm_of(self, x: Tensor) -> Tensor:
+        """Apply the final norm."""
+        return self.ln1(x)
 
-        Returns:
-            The latent (B * K, 1 + V, D) after the final norm, and the outputs of ``context_blocks`` *before* it, by
-            block.
-        """
-        x = self.embed_kept(images, ids_keep)  # (B * K, 1 + V, D)
-        context = {}
-        for index, layer in enumerate(self.layers):
-            x = run_block(layer, x, with_cp=self.with_cp)
-            if context_blocks and index in context_blocks:
-                context[index] = x
-        return self.ln1(x), context
+    def check_pretraining(self) -> None:
+        """Refuse windows and relative positions, which need all patches, and a missing norm."""
+        is_plain = not self.window_size and not self.rel_pos_bias and self.final_norm
+        require(is_plain, 'pretraining needs window_size=0, rel_pos_bias=False and final_norm=True in the backbone')
 
-    def encode_hidden(self, images: Tensor, blocks: int = 1) -> list[Tensor]:
-        """Encode whole images up to the last block: the teacher's pass but for its end.
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.patch_embed.projection.in_channels
 
-        Args:
-            images: (B, C, H, W) of the configured size.
-            blocks: Number of blocks before the last one whose outputs are wanted.
-
-        Returns:
-            Their outputs, (B, 1 + L, D) each, the input of the last block last.
-        """
-        x = self.pre_norm(self.drop_after_pos(self.embed_all(images)))  # (B, 1 + L, D)
-        outputs = deque([x], maxlen=blocks)
-        for layer in self.layers[:-1]:
-            x = layer(x)
-            outputs.append(x)
-        return list(outputs)
-
-    def encode_last(self, x: Tensor, ids: Tensor, norm: bool = False) -> Tensor:
-        """Run the last block for chosen patches only; keys and values are those of all tokens.
-
-        Args:
-            x: Input of the last block, (B, 1 + L, D).
-            ids: Indices of the patches, (B, M).
-            norm: Apply the final norm.
-
-        Returns:
-            Tensor (B, M, D).
-        """
-        x = self.layers[-1](x, take_tokens(x, ids + self.num_extra_tokens))  # (B, M, D)
+    def encode_last(self, x: Tensor, ids: Tensor | None = None, norm: bool = False) -> Tensor:
+        """Run the last block; with ``ids``, the queries are those of the chosen patches only."""
+        query = None if ids is None else take_tokens(x, ids + self.num_extra_tokens)  # (B, M, D)
+        x = self.layers[-1](x, query)
         return self.ln1(x) if norm else x
-
-    def encode_patches(self, images: Tensor, ids: Tensor, norm: bool = False) -> Tensor:
-        """Encode whole images, (B, C, H, W), and return features of chosen patches: ids (B, M) -> (B, M, D)."""
-        return self.encode_last(self.encode_hidden(images)[-1], ids, norm)
 
     def class_attention(self, x: Tensor) -> Tensor:
         """Attention of the class token to the patches in the last block: its input (B, 1 + L, D) -> (B, heads, L)."""
-        require(self.cls_token is not None, 'attention of the class token needs with_cls_token=True in the backbone')
         return self.layers[-1](x, x[:, :1], weights=True)[:, :, 0, self.num_extra_tokens :]
 
     def embed_all(self, images: Tensor) -> Tensor:
         """Embed all patches, with positions: (B, C, H, W) -> (B, 1 + L, D)."""
-        self._check_images(images)
+        self.check_images(images)
         x, _ = self.patch_embed(images)  # (B, L, D)
-        return torch.cat([self._placed_cls_token(len(x)), x + self.pos_embed[:, self.num_extra_tokens :]], dim=1)
+        x = torch.cat([self._placed_cls_token(len(x)), x + self.pos_embed[:, self.num_extra_tokens :]], dim=1)
+        return self.pre_norm(self.drop_after_pos(x))
 
     def embed_kept(self, images: Tensor, ids_keep: Tensor) -> Tensor:
         """Embed the kept patches only, with positions: (B, C, H, W), (B * K, V) -> (B * K, 1 + V, D)."""
-        self._check_images(images)
+        self.check_images(images)
         projection = self.patch_embed.projection
         patches = take_patches(images, ids_keep, self.patch_size).flatten(2)  # (B * K, V, C * patch * patch)
         x = F.linear(patches, projection.weight.flatten(1), projection.bias)  # (B * K, V, D)
@@ -392,23 +348,8 @@ class BootMAEViT(VisionTransformer):
             return self.pos_embed.new_empty(batch, 0, self.embed_dims)
         return (self.cls_token + self.pos_embed[:, :1]).expand(batch, -1, -1)
 
-    def _check_images(self, images: Tensor) -> None:
-        height, width = self.img_size
-        require(
-            images.dim() == 4 and tuple(images.shape[2:]) == (height, width),
-            f'images must have the shape (batch, channels, {height}, {width}) (img_size of the backbone), but have '
-            f'{tuple(images.shape)}',
-        )
 
-
-def _is_pretrained(config: dict) -> bool:
-    """Whether an ``init_cfg`` is ``Pretrained``, in any of the names that mmengine accepts."""
-    kind = config['type']
-    name = kind if isinstance(kind, str) else kind.__name__
-    return name.rsplit('.', 1)[-1] in ('Pretrained', 'PretrainedInit')
-
-
-def _grid_of(patches: int, given: tuple[int, int] | None, wanted: tuple[int, int]) -> tuple[int, int] | None:
+def grid_of(patches: int, given: tuple[int, int] | None, wanted: tuple[int, int]) -> tuple[int, int] | None:
     """Rows and columns of a number of patches: as given, as wanted, or a square; None if none fits."""
     side = math.isqrt(patches)
     for rows, columns in [tuple(given)] if given else [wanted, (side, side)]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbone import BootMAEViT
+from .encoder import PretrainingEncoder
 from .tokens import take_tokens
 
 
@@ -22,7 +22,7 @@ class TeacherView:
         top_k: Largest number of last blocks whose outputs will be asked for.
     """
 
-    def __init__(self, teacher: BootMAEViT, images: Tensor, top_k: int = 1) -> None:
+    def __init__(self, teacher: PretrainingEncoder, images: Tensor, top_k: int = 1) -> None:
         self.teacher = teacher
         self.images = images
         self.top_k = top_k
@@ -35,12 +35,12 @@ class TeacherView:
     @cached_property
     @torch.no_grad()
     def _last(self) -> Tensor:
-        return self.teacher.layers[-1](self._hidden[-1])  # (B, 1 + L, D)
+        return self.teacher.encode_last(self._hidden[-1])  # (B, 1 + L, D)
 
     @torch.no_grad()
     def latent(self) -> Tensor:
         """All tokens after the final norm, (B, 1 + L, D)."""
-        return self.teacher.ln1(self._last)
+        return self.teacher.final_norm_of(self._last)
 
     def patch_tokens(self) -> Tensor:
         """Tokens of the patches after the final norm, (B, L, D)."""
@@ -59,7 +59,7 @@ class TeacherView:
         hidden, ids = self._hidden, ids_mask + self.teacher.num_extra_tokens
         if '_last' in self.__dict__ or len(ids_mask) != len(self.images):  # needed as a whole, or by several masks
             last = take_tokens(self._last, ids)  # (B * K, M, D)
-            last = self.teacher.ln1(last) if norm else last
+            last = self.teacher.final_norm_of(last) if norm else last
         else:
             last = self.teacher.encode_last(hidden[-1], ids_mask, norm)  # (B, M, D)
         if top_k == 1:

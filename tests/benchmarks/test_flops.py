@@ -41,7 +41,7 @@ def test_computed_multiply_adds_are_those_that_torch_counts(part):
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize('kind', ['attention', 'predicted errors', 'hog', 'frozen'])
+@pytest.mark.parametrize('kind', ['attention', 'predicted errors', 'hog', 'frozen', 'hivit'])
 def test_multiply_adds_of_other_masks_and_targets(kind, tmp_path):
     arch = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=80)
     backbone = dict(type='bootmae_mm.BootMAEViT', arch=arch, img_size=(32, 48), patch_size=8)
@@ -54,6 +54,9 @@ def test_multiply_adds_of_other_masks_and_targets(kind, tmp_path):
         target, loss = dict(type='bootmae_mm.ErrorTarget'), dict(type='bootmae_mm.PatchRanking')
         config['difficulty_head'] = dict(type='bootmae_mm.BootMAEHead', target=target, loss=loss)
         config['masking'] = dict(type='bootmae_mm.PredictedErrorMasking', share=0.5)
+    elif kind == 'hivit':
+        arch = dict(embed_dims=32, depths=[1, 1, 2], num_heads=2)
+        config['backbone'] = dict(type='bootmae_mm.BootMAEHiViT', arch=arch, img_size=(32, 48), patch_size=8)
     elif kind == 'hog':
         config['feature_head']['target'] = dict(type='bootmae_mm.HOGTarget')
     else:
@@ -68,8 +71,10 @@ def test_multiply_adds_of_other_masks_and_targets(kind, tmp_path):
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.parse_losses(model.loss(**data))[0].backward()
     parts = step_macs(model, data['ids_mask'].shape[1], needed=True)
-    assert ('teacher' in parts) == (kind in ('attention', 'predicted errors'))
-    assert counter.get_total_flops() / 2 / 2 == pytest.approx(sum(parts.values()), rel=1e-6)
+    assert ('teacher' in parts) == (kind not in ('hog', 'frozen'))
+    # The gradient of the pixels, which HiViT's count includes, is not computed.
+    tolerance = 2e-2 if kind == 'hivit' else 1e-6
+    assert counter.get_total_flops() / 2 / 2 == pytest.approx(sum(parts.values()), rel=tolerance)
 
 
 @pytest.mark.parametrize('masks', [1, 3])

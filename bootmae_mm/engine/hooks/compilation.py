@@ -31,12 +31,11 @@ def compile_blocks(model: nn.Module, **options: object) -> int:
         Number of blocks.
     """
     # Imported here, so that --help of the tools does not import mmpretrain.
-    from bootmae_mm.models.block import EncoderBlock
-    from bootmae_mm.models.neck import DecoderBlock
+    from bootmae_mm.models import BLOCKS
 
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.recompile_limit = max(MAX_VARIANTS, torch._dynamo.config.recompile_limit)
-    blocks = [module for module in model.modules() if isinstance(module, (EncoderBlock, DecoderBlock))]
+    blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     for block in blocks:
         block.compile(**{'dynamic': False, **options})
     return len(blocks)

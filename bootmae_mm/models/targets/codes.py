@@ -56,7 +56,9 @@ class CodeTarget(Target):
         rows, columns = info.grid_size
         self.patches = rows * columns
         self.img_size = (rows * patch_size, columns * patch_size)
-        self.tokenizer = FrozenModule(MMPRETRAIN_MODELS.build(tokenizer), checkpoint, prefix)
+        self.tokenizer = FrozenModule(
+            MMPRETRAIN_MODELS.build({**tokenizer, '_scope_': 'mmpretrain'}), checkpoint, prefix
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor, ids_mask: Tensor, step: Step | None = None) -> Tensor:

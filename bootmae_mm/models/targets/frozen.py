@@ -104,7 +104,8 @@ class MMPretrainFeatures(PatchFeatures):
     """Features of a ViT of mmpretrain."""
 
     def __init__(self, config: dict, size: tuple[int, int], features: Kind) -> None:
-        vit = MMPRETRAIN_MODELS.build({**config, 'img_size': size, 'out_type': 'raw', 'out_indices': -1})
+        options = {'img_size': size, 'out_type': 'raw', 'out_indices': -1, '_scope_': 'mmpretrain'}
+        vit = MMPRETRAIN_MODELS.build({**config, **options})
         require(hasattr(vit, 'layers'), f'target.encoder {config["type"]!r} is not a plain ViT')
         super().__init__(vit, features)
         self.num_extra_tokens, self.dims = vit.num_extra_tokens, vit.embed_dims

@@ -1,0 +1,12 @@
+# A hierarchical encoder: HiViT-B, 66 M parameters, maps of strides 4, 8 and 16. No class token.
+_base_ = './bootmae_vitb.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='bootmae_mm.BootMAEHiViT',
+        arch='base',
+        img_size={{_base_.img_size}},
+        patch_size={{_base_.patch_size}},
+    )
+)
