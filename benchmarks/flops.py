@@ -13,6 +13,8 @@ from bootmae_mm.models import (
     AttentionMasking,
     BootMAE,
     BootMAEViT,
+    ClusterTarget,
+    ContrastiveHead,
     ErrorTarget,
     PixelTarget,
     PredictedErrorMasking,
@@ -46,12 +48,17 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int 
     patches = backbone.grid_size[0] * backbone.grid_size[1]
     kept = patches - num_masked
     extra = backbone.num_extra_tokens
-    # Several masks, and predicted errors, need the features of all tokens.
-    needs_all = masks > 1 or isinstance(model.masking, PredictedErrorMasking)
+    clusters = [head.target for head in model.heads.values() if isinstance(head.target, ClusterTarget)]
+    # Several masks, predicted errors and clusters need the features of all tokens.
+    needs_all = masks > 1 or isinstance(model.masking, PredictedErrorMasking) or bool(clusters)
     last = num_masked if needed and not needs_all else None
     parts = dict(student=_student(backbone, kept, needed))
     if model.has_teacher:
-        parts['teacher'] = _teacher(model.teacher, last)
+        contrasts = [isinstance(head, ContrastiveHead) for head in model.heads.values() if head.target.uses_teacher]
+        sees_images = model.masking is not None or not all(contrasts)  # and not only second views
+        parts['teacher'] = _teacher(model.teacher, last) if sees_images else 0
+    for target in clusters:  # its layer has no gradient of its input
+        parts['clusters'] = TRAINED_FIRST * patches * target.layer.weight.numel()
     if isinstance(model.masking, AttentionMasking):  # queries of the class token, all keys, their products
         width = model.teacher.embed_dims
         parts['teacher'] += (1 + patches + extra) * width**2 + (patches + extra) * width
@@ -64,16 +71,26 @@ def step_macs(model: BootMAE, num_masked: int, needed: bool = False, masks: int 
     for name, head in model.heads.items():
         answers = num_masked if needed else patches
         decoder = model.neck.decoders[name]
+        if isinstance(head, ContrastiveHead):
+            parts['teacher'] += _teacher(model.teacher, None) + _linear(head.target)
+            macs = _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
+            parts[name] = TRAINED * (macs + _linear(head.projector) + _linear(head.predictor))
+            continue
         parts[name] = TRAINED * (
             _decoder(decoder, backbone.embed_dims, kept + extra, num_masked, needed)
             + answers * head.projection.weight.numel()
         )
-    parts = {name: macs if name == 'teacher' else masks * macs for name, macs in parts.items()}
+    parts = {name: macs if name in ('teacher', 'clusters') else masks * macs for name, macs in parts.items()}
     for name, head in model.heads.items():
         if not isinstance(head.target, (ErrorTarget, PixelTarget)) and not head.target.uses_teacher:
             ids_mask = torch.zeros(1, num_masked, dtype=torch.int64, device='meta')
             parts[f'{name} target'] = _counted(head.target, backbone, 'forward', ids_mask)
     return parts
+
+
+def _linear(module: nn.Module) -> int:
+    """Multiply-adds of all linear layers for one vector."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def _student(encoder: PretrainingEncoder, kept: int, needed: bool) -> float:

@@ -169,7 +169,7 @@ class Parity:
         )
         self.compare(
             'feature_target',
-            model.view(images).features(ids_mask),
+            model.teacher_view(images).features(ids_mask),
             take_tokens(self.tensors['feature_target'], ids_mask),
         )
 

@@ -15,6 +15,7 @@ from .transforms import (
     RandomResizedCrop,
     RandomShift,
     Repeat,
+    ShiftedView,
     collate,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     'RandomShift',
     'Repeat',
     'SeededSampler',
+    'ShiftedView',
     'UniformSampling',
     'build_masking',
     'collate',

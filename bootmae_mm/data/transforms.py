@@ -180,6 +180,36 @@ class RandomShift(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class ShiftedView(BaseTransform):
+    """Cuts two views out of ``img``: the top left corner, and another crop that is shifted by some pixels (CMAE).
+
+    Place it after a crop that is larger than the model's images.
+
+    Args:
+        size: Height and width of the views.
+        transforms: Transforms of the second view, such as changes of color.
+
+    Raises:
+        ConfigError: If an image is smaller than ``size``.
+    """
+
+    @validated
+    def __init__(self, size: Size, transforms: list = []) -> None:  # noqa: B006  not changed
+        self.size = size
+        self.pipeline = Compose(transforms)
+
+    def transform(self, results: dict) -> dict:
+        """Cut ``img``, and add ``view``."""
+        img, (height, width) = results['img'], self.size
+        rows, columns = img.shape[0] - height, img.shape[1] - width  # largest shifts
+        found = f'{img.shape[0]}x{img.shape[1]}'
+        require(rows >= 0 and columns >= 0, f'ShiftedView needs images of at least {height}x{width}, but got {found}')
+        top, left = np.random.randint(rows + 1), np.random.randint(columns + 1)
+        second = self.pipeline(dict(img=img[top : top + height, left : left + width]))
+        return {**results, 'img': img[:height, :width], 'view': second['img']}
+
+
+@TRANSFORMS.register_module()
 class MapLabels(BaseTransform):
     """Replaces ids in a segmentation map, ``gt_seg_map`` (H, W); place it after ``LoadAnnotations``.
 
@@ -226,6 +256,8 @@ class Repeat(BaseTransform):
 class PackImage(BaseTransform):
     """Packs a sample for :func:`collate`: the image as a tensor (C, H, W) with channels last in memory, and ``flip``.
 
+    A second view (:class:`ShiftedView`) is packed like the image.
+
     uint8 stays uint8, other types become float32, as torch has few operations for uint16.
 
     Args:
@@ -238,13 +270,26 @@ class PackImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Return the packed sample."""
-        img = np.atleast_3d(results['img'])  # (H, W, C)
-        img = img if img.dtype == np.uint8 else img.astype(np.float32)
-        packed = dict(inputs=torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1))
+        packed = dict(inputs=_as_tensor(results['img']))
+        if 'view' in results:
+            packed['view'] = _as_tensor(results['view'])
         if 'flip' in results and 'flip_direction' not in results:  # mmcv's flip, done already, sets both
             packed['flip'] = results['flip']
         packed.update({key: results[key] for key in self.keys})
         return packed
+
+
+def _as_tensor(img: np.ndarray) -> torch.Tensor:
+    """(H, W, C) or (H, W) -> (C, H, W), channels last in memory."""
+    img = np.atleast_3d(img)  # (H, W, C)
+    img = img if img.dtype == np.uint8 else img.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)
+
+
+def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """Images (C, H, W) as a batch (B, C, H, W), channels last in memory."""
+    # In a worker, torch's collate writes directly into memory shared with the main process.
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 @FUNCTIONS.register_module()
@@ -257,7 +302,8 @@ def collate(samples: list) -> dict:
 
     Returns:
         ``inputs`` (B, C, H, W) uint8, channels last in memory; with masks ``ids_keep`` (B * K, V) and ``ids_mask``
-        (B * K, M), int64, for K masks per image, usually 1; with :class:`RandomFlip` ``flip`` (B,) bool.
+        (B * K, M), int64, for K masks per image, usually 1; with :class:`RandomFlip` ``flip`` (B,) bool; with
+        :class:`ShiftedView` ``view``, like ``inputs``.
 
     Raises:
         ConfigError: If the images differ in size.
@@ -267,15 +313,15 @@ def collate(samples: list) -> dict:
     shapes = {tuple(sample['inputs'].shape) for sample in samples}
     advice = 'is there a crop in the pipeline?'
     require(len(shapes) == 1, f'images of a batch have different shapes {sorted(shapes)}; {advice}')
-    # In a worker, torch's collate writes directly into memory shared with the main process.
-    images = default_collate([sample['inputs'].permute(1, 2, 0) for sample in samples])  # (B, H, W, C)
-    batch: dict = dict(inputs=images.permute(0, 3, 1, 2))
+    batch: dict = dict(inputs=_stacked([sample['inputs'] for sample in samples]))  # (B, C, H, W)
+    if 'view' in samples[0]:
+        batch['view'] = _stacked([sample['view'] for sample in samples])
     if 'masking' in samples[0]:
         ids = samples[0]['masking'].batch([sample['mask_seed'] for sample in samples])
         batch['ids_keep'], batch['ids_mask'] = map(torch.from_numpy, ids)  # (B * K, V), (B * K, M)
     if 'flip' in samples[0]:
         batch['flip'] = torch.tensor([bool(sample['flip']) for sample in samples])  # (B,)
     for key in samples[0]:
-        if key not in ('inputs', 'masking', 'mask_seed', 'flip'):
+        if key not in ('inputs', 'view', 'masking', 'mask_seed', 'flip'):
             batch[key] = [sample[key] for sample in samples]  # such as paths: not stacked
     return batch

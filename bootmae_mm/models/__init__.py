@@ -6,6 +6,7 @@ from .algorithm import BootMAE
 from .backbone import BootMAEViT
 from .block import EncoderBlock
 from .clustering import ClusterHead, ClusterTarget, PatchSoftCrossEntropy
+from .contrast import ContrastiveHead
 from .heads import BootMAEFeatureHead, BootMAEHead, BootMAEPixelHead
 from .hivit import BootMAEHiViT
 from .losses import PatchCosine, PatchCrossEntropy, PatchMSE, PatchRanking, PatchSmoothL1
@@ -31,6 +32,7 @@ __all__ = [
     'ClusterHead',
     'ClusterTarget',
     'CodeTarget',
+    'ContrastiveHead',
     'ErrorTarget',
     'FrozenTarget',
     'HOGTarget',

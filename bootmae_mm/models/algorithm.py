@@ -203,7 +203,10 @@ class BootMAE(BaseModel):
         """Modules that follow trained ones by momentum: the teacher the student, and those of the masking."""
         if not self.has_momentum_teacher:
             return []
-        return [(self.teacher, self.backbone), *(self.masking.followers(self) if self.masking is not None else [])]
+        pairs = [(self.teacher, self.backbone)]
+        for head in self.heads.values():
+            pairs += head.followers()
+        return pairs + (self.masking.followers(self) if self.masking is not None else [])
 
     @torch.no_grad()
     def reset_teacher(self) -> None:
@@ -223,6 +226,7 @@ class BootMAE(BaseModel):
         inputs: Tensor,
         ids_keep: Tensor | None = None,
         ids_mask: Tensor | None = None,
+        view: Tensor | None = None,
         mode: str = 'tensor',
         **_: object,
     ) -> dict | tuple | list:
@@ -232,6 +236,7 @@ class BootMAE(BaseModel):
             inputs: Normalized images, (B, C, H, W).
             ids_keep: Indices of the kept patches, (B, V), or (B * K, V) for K masks per image, one image after another.
             ids_mask: Indices of the masked patches, (B, M) or (B * K, M).
+            view: Second view of the images for a contrastive branch, (B, C, H, W).
             mode: ``'loss'`` for a dict of scalars; ``'predict'`` for the same as numbers, in a list, to evaluate
                 held-out images; ``'tensor'`` for the backbone's features of whole images.
 
@@ -242,13 +247,13 @@ class BootMAE(BaseModel):
             return self.backbone(inputs)
         advice = "the dataset needs masking=dict(...), and the loader collate_fn=dict(type='bootmae_mm.collate')"
         require(ids_keep is not None and ids_mask is not None, f'no mask in the batch: {advice}')
-        losses = self.loss(inputs, ids_keep, ids_mask)
+        losses = self.loss(inputs, ids_keep, ids_mask, view)
         if mode == 'loss':
             return losses
         assert mode == 'predict', mode
         return [{name: value.item() for name, value in losses.items()} | {'batch_size': len(inputs)}]
 
-    def loss(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> dict[str, Tensor]:
+    def loss(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor, view: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the loss of every branch, unweighted, and statistics that reveal a collapse of its target.
 
         With K masks per image (an option of :class:`MaskSampling`) the student sees an image K times, the teacher once.
@@ -257,13 +262,14 @@ class BootMAE(BaseModel):
             inputs: (B, C, H, W).
             ids_keep: (B * K, V), K usually 1.
             ids_mask: (B * K, M).
+            view: (B, C, H, W), a second view; for a contrastive branch only.
 
         Returns:
             Scalars, by branch: ``NAME_loss``, and for targets other than pixels ``NAME_pred_norm``,
             ``NAME_target_norm`` and ``NAME_target_std``; see :meth:`BootMAEHead.statistics`.
         """
         self._check_mask(inputs, ids_keep, ids_mask)
-        step = Step(self.view(inputs))
+        step = Step(self.teacher_view(inputs), view)
         if self.masking is not None:
             ids_keep, ids_mask = self.masking(step.teacher, ids_keep, ids_mask)
         latent, context = self.backbone.encode_visible(inputs, ids_keep, self.neck.context_blocks)  # (B * K, 1 + V, D)
@@ -280,7 +286,7 @@ class BootMAE(BaseModel):
             results.update({f'{name}_{key}': value for key, value in losses.items()})
         return results
 
-    def view(self, inputs: Tensor) -> TeacherView | None:
+    def teacher_view(self, inputs: Tensor) -> TeacherView | None:
         """What the teacher sees of whole images, (B, C, H, W); None without a teacher."""
         return TeacherView(self.teacher, inputs, self.top_k) if self.has_teacher else None
 

@@ -70,6 +70,10 @@ class BootMAEHead(BaseModule):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
+    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Modules of this one that follow others by momentum, as pairs (follower, leader)."""
+        return []
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, in_channels) -> (B, M, dims)."""
         return self.projection(tokens)

@@ -38,25 +38,31 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Flip the images of ``data['inputs']``, (B, C, H, W), that ``data['flip']`` (B,) selects; normalize all.
 
+        A second view, ``data['view']``, is treated alike.
+
         Other keys pass through unchanged.
 
         Raises:
             ConfigError: If ``inputs`` is not a batch of images with as many channels as ``mean``.
         """
         data = self.cast_data(data)
-        images: Any = data.get('inputs')
+        flip = data.pop('flip', None)
+        for key in ('inputs', 'view'):
+            if key == 'inputs' or key in data:
+                data[key] = self._normalized(data.get(key), key, flip)
+        return data
+
+    def _normalized(self, images: Any, key: str, flip: torch.Tensor | None) -> torch.Tensor:  # noqa: ANN401
         channels = len(self.mean)
         found = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         require(
             len(found) == 4 and found[1] == channels,
-            f'inputs must be images of shape (B, {channels}, H, W), as mean and std of the data_preprocessor have '
+            f'{key} must be images of shape (B, {channels}, H, W), as mean and std of the data_preprocessor have '
             f'{channels} channels, but are {found}; the channels of LoadRGB, in_channels of the backbone, mean and std '
             "must agree, and the loader needs collate_fn=dict(type='bootmae_mm.collate')",
         )
         if images.dtype != torch.uint8:  # torch cannot flip uint16
             images = images.float()
-        flip = data.pop('flip', None)
         if flip is not None:
             images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)  # (B, C, H, W), still uint8
-        data['inputs'] = (images.float() - self.mean) / self.std
-        return data
+        return (images.float() - self.mean) / self.std

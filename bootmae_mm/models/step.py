@@ -79,10 +79,12 @@ class Step:
 
     Attributes:
         teacher: The teacher's view of the images, if there is a teacher.
+        view: Second view of the images, (B, C, H, W), if the data loader gives one.
         errors: Errors of the masked patches, (B * K, M), without gradient, by name of the branches computed so far.
         target_loss: Loss of the target computed last, if it learns itself.
     """
 
     teacher: TeacherView | None = None
+    view: Tensor | None = None
     errors: dict[str, Tensor] = field(default_factory=dict)
     target_loss: Tensor | None = None

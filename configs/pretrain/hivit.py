@@ -1,4 +1,4 @@
-# A hierarchical encoder: HiViT-B, 66 M parameters, maps of strides 4, 8 and 16. No class token.
+# A hierarchical encoder: HiViT-B, 78 M parameters, maps of strides 4, 8 and 16. No class token.
 _base_ = './bootmae_vitb.py'
 
 model = dict(

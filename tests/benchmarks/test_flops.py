@@ -41,7 +41,7 @@ def test_computed_multiply_adds_are_those_that_torch_counts(part):
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize('kind', ['attention', 'predicted errors', 'hog', 'frozen', 'hivit'])
+@pytest.mark.parametrize('kind', ['attention', 'predicted errors', 'hog', 'frozen', 'hivit', 'contrast', 'clusters'])
 def test_multiply_adds_of_other_masks_and_targets(kind, tmp_path):
     arch = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=80)
     backbone = dict(type='bootmae_mm.BootMAEViT', arch=arch, img_size=(32, 48), patch_size=8)
@@ -54,6 +54,12 @@ def test_multiply_adds_of_other_masks_and_targets(kind, tmp_path):
         target, loss = dict(type='bootmae_mm.ErrorTarget'), dict(type='bootmae_mm.PatchRanking')
         config['difficulty_head'] = dict(type='bootmae_mm.BootMAEHead', target=target, loss=loss)
         config['masking'] = dict(type='bootmae_mm.PredictedErrorMasking', share=0.5)
+    elif kind == 'contrast':
+        neck.update(feature=None, contrast=dict(depth=1))
+        config.update(feature_head=None, contrast_head=dict(type='bootmae_mm.ContrastiveHead', hidden=16, dims=8))
+    elif kind == 'clusters':
+        target = dict(type='bootmae_mm.ClusterTarget', clusters=10)
+        config['feature_head'] = dict(type='bootmae_mm.ClusterHead', target=target)
     elif kind == 'hivit':
         arch = dict(embed_dims=32, depths=[1, 1, 2], num_heads=2)
         config['backbone'] = dict(type='bootmae_mm.BootMAEHiViT', arch=arch, img_size=(32, 48), patch_size=8)
@@ -68,12 +74,14 @@ def test_multiply_adds_of_other_masks_and_targets(kind, tmp_path):
         )
     model = build(config)
     data = random_batch(batch=2)
+    if kind == 'contrast':
+        data['view'] = torch.randn(2, 3, 32, 48)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.parse_losses(model.loss(**data))[0].backward()
     parts = step_macs(model, data['ids_mask'].shape[1], needed=True)
     assert ('teacher' in parts) == (kind not in ('hog', 'frozen'))
-    # The gradient of the pixels, which HiViT's count includes, is not computed.
-    tolerance = 2e-2 if kind == 'hivit' else 1e-6
+    # HiViT's count includes the gradient of the pixels, which is not computed; the cosines of contrast are left out.
+    tolerance = {'hivit': 2e-2, 'contrast': 1e-4}.get(kind, 1e-6)
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(sum(parts.values()), rel=tolerance)
 
 

@@ -1,8 +1,11 @@
 """Configs with other targets and masks: what they change; tiny forms of them train, resume exactly and export."""
 
+import numpy as np
 import pytest
 import timm
 import torch
+from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
 from mmpretrain.models import VQKD
 
 from bootmae_mm.engine.launch import prepare, read_config
@@ -88,6 +91,22 @@ def test_hpm():
     assert changed == {'model', 'default_hooks', 'masking', 'train_dataloader', 'test_dataloader'}
 
 
+def test_cmae():
+    cfg = read('cmae')
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert model.branches == ['pixel', 'contrast']
+    head = model.contrast_head
+    assert (head.projector.fc0.in_features, head.projector.fc0.out_features) == (768, 1536)
+    assert head.projector.fc1.out_features == head.predictor.fc1.out_features == 256
+    img = np.random.randint(0, 255, (300, 400, 3), dtype=np.uint8)
+    for pipeline in (cfg.train_pipeline, cfg.test_pipeline):
+        sample = Compose(pipeline[1:])(dict(img=img))
+        assert sample['inputs'].shape == sample['view'].shape == (3, 224, 224)
+    assert torch.equal(sample['inputs'], sample['view'])  # without shifts and changes of color in evaluation
+
+
 def test_codes_of_vqkd():
     cfg = read('targets/vqkd')
     with torch.device('meta'):
@@ -159,6 +178,13 @@ def third_branch(folder):
     return config
 
 
+def contrast(folder):
+    config = tiny_config(feature_head=None)
+    config['neck'].update(feature=None, contrast=dict(depth=1))
+    config['contrast_head'] = dict(type='bootmae_mm.ContrastiveHead', hidden=16, dims=8, norm_cfg=dict(type='SyncBN'))
+    return config
+
+
 def hpm(folder):
     config = read('masks/hpm').model.to_dict()
     config = tiny_config(masking=config['masking'], difficulty_head=config['difficulty_head'])
@@ -185,6 +211,7 @@ VARIANTS = {
             patch_size=8,
         )
     ),
+    'contrast': contrast,
     'clusters': lambda folder: tiny_config(
         feature_head=dict(type='bootmae_mm.ClusterHead', target=dict(type='bootmae_mm.ClusterTarget', clusters=8))
     ),
@@ -201,6 +228,12 @@ def test_variant_trains_resumes_exactly_and_exports(tmp_path, image_folder, name
         text = text.replace('scale=(32, 48)', 'scale=(32, 32)').replace('(4, 6)', '(4, 4)')
     if name.endswith('Sampling'):
         text = text.replace('ratio=0.75, min_block=2, max_block=6, roll=4', f'type="bootmae_mm.{name}"')
+    if name == 'contrast':
+        text = text.replace('scale=(32, 48)', 'scale=(36, 52)', 1)
+        text = text.replace(
+            "dict(type='bootmae_mm.RandomFlip'",
+            "dict(type='bootmae_mm.ShiftedView', size=(32, 48)),\n    dict(type='bootmae_mm.RandomFlip'",
+        )
     if name == 'hpm':
         text += "default_hooks['masking'] = dict(type='bootmae_mm.MaskingScheduleHook', end=0.5)\n"
     path.write_text(text)
@@ -217,8 +250,9 @@ def test_variant_trains_resumes_exactly_and_exports(tmp_path, image_folder, name
     assert states[0].keys() == states[1].keys() == first.keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert not all(torch.equal(value, first[key]) for key, value in states[0].items())
-    assert any('target' in key for key in first) == (name == 'clusters')
-    logged = runner.message_hub.get_scalar('train/feature_loss').current()
+    assert any('target' in key for key in first) == (name in ('clusters', 'contrast'))
+    loss = 'contrast_loss' if name == 'contrast' else 'feature_loss'
+    logged = runner.message_hub.get_scalar(f'train/{loss}').current()
     assert 0 < logged < 10
     if name == 'hivit':  # loads in mmpretrain's, see tests/models/test_hivit.py
         with pytest.raises(ConfigError, match='is a BootMAEHiViT, which has no export: its weights have mmpretrain'):

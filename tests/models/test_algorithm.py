@@ -151,7 +151,7 @@ def test_a_model_with_one_branch(missing, batch):
 def test_target_after_the_norm(config, batch):
     model = build(config)
     before = model.teacher.encode_patches(batch['inputs'], batch['ids_mask'])
-    target = model.feature_head.target(batch['inputs'], batch['ids_mask'], Step(model.view(batch['inputs'])))
+    target = model.feature_head.target(batch['inputs'], batch['ids_mask'], Step(model.teacher_view(batch['inputs'])))
     torch.testing.assert_close(target, model.teacher.ln1(before))
 
 
