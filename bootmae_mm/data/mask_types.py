@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from bootmae_mm.config.parts import build_part
 from bootmae_mm.registry import TRANSFORMS
 from bootmae_mm.validation import Few, PositiveShare, Share, Side, Size, require, validated
 
@@ -20,9 +21,9 @@ def build_masking(options: dict) -> MaskSampling:
     Raises:
         ConfigError: If the type makes no masks.
     """
-    masking = TRANSFORMS.build({'type': 'bootmae_mm.MaskSampling', **options})
-    require(isinstance(masking, MaskSampling), f'masking.type {options.get("type")!r} makes no masks')
-    return masking
+    if 'type' not in options:
+        return MaskSampling(**options)
+    return build_part(options, MaskSampling, 'masking', TRANSFORMS)
 
 
 @TRANSFORMS.register_module()

@@ -12,10 +12,13 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from bootmae_mm.checkpoints.encoder import load_encoder
+from bootmae_mm.config.parts import build_part
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import NonNegative, Options, parse, require, validated
 
+from .heads import BranchHead
 from .losses import loss_weights
+from .masking import DeviceMasking
 from .step import Step, TeacherView
 from .targets import ModelInfo
 
@@ -103,9 +106,9 @@ class BootMAE(BaseModel):
         self.teacher_options = teacher
         encoder = self._build_teacher(backbone, teacher)
         self._build_branches(branches, encoder)
-        self.masking = (
-            None if masking is None else MODELS.build(masking, default_args=dict(model=self, teacher=encoder))
-        )
+        self.masking = None
+        if masking is not None:
+            self.masking = build_part(masking, DeviceMasking, 'masking', MODELS, model=self, teacher=encoder)
         self.top_k = max((head.target.top_k for head in self.heads.values()), default=1)
         uses_teacher = any(head.target.uses_teacher for head in self.heads.values()) or self.masking is not None
         require(teacher is None or uses_teacher, 'teacher needs a branch that uses its features, such as feature_head')
@@ -131,13 +134,14 @@ class BootMAE(BaseModel):
             is_branch = name and part in ('head', 'weight')
             require(is_branch, f'{key} is not a valid option; valid options: {VALID}, NAME_head, NAME_weight')
             fits = name in widths or value is None or key in ('pixel_weight', 'feature_weight')
-            require(fits, f'neck.{name} and {name}_head must both be set or both be None')
+            advice = '' if part == 'head' else f'; {key} is for such a branch'
+            require(fits, f'neck.{name} and {name}_head must both be set or both be None{advice}')
         info = self._info(teacher)
         self.pixel_head = self.feature_head = None
         for index, (name, width) in enumerate(widths.items()):
             head = options.get(f'{name}_head')
             require(head is not None, f'neck.{name} and {name}_head must both be set or both be None')
-            built = MODELS.build(head, default_args=dict(in_channels=width, info=info))
+            built = build_part(head, BranchHead, f'{name}_head', MODELS, in_channels=width, info=info)
             needed, earlier = built.target.branch, list(widths)[:index]
             is_there = not needed or needed in earlier
             require(is_there, f'{name}_head.target.branch {needed!r} must be a branch before it, one of {earlier}')

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_gather, get_rank
-from mmengine.model import BaseModule
 from mmpretrain.models.necks import NonLinearNeck
-from torch import Tensor
+from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import Positive, Side, require, validated
 
+from .heads import BranchHead
 from .step import Step, TeacherView
 from .targets import ModelInfo, Target
 
@@ -71,7 +71,7 @@ class ViewTarget(Target):
 
 
 @MODELS.register_module()
-class ContrastiveHead(BaseModule):
+class ContrastiveHead(BranchHead):
     """Contrasts the decoded tokens of an image with the second view of this and other images.
 
     The mean of the decoded masked patches goes through a projector and a predictor. (CMAE takes the mean of all
@@ -109,7 +109,7 @@ class ContrastiveHead(BaseModule):
         self.target = ViewTarget(self.projector)
         self.temperature = temperature
 
-    def followers(self) -> list[tuple[BaseModule, BaseModule]]:
+    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
         """The projector of the target follows that of the student."""
         return [(self.target.projector, self.projector)]
 

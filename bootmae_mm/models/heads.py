@@ -9,14 +9,43 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from bootmae_mm.config.parts import build_part
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import Positive, Side, require, validated
 
-from .targets import ModelInfo
+from .losses import PatchLoss
+from .targets import ModelInfo, Target
+
+
+class BranchHead(BaseModule):
+    """Base class: the end of a branch.
+
+    Attributes:
+        target: The target of the branch.
+    """
+
+    target: Target
+
+    def loss(self, tokens: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare the prediction with the target.
+
+        Args:
+            tokens: Decoded tokens, (B, M, in_channels).
+            target: Output of ``target``, without gradient.
+            weights: Weights of the patches, (B, M).
+
+        Returns:
+            The errors of the patches, (B, M), without gradient; and scalars: ``loss``, and statistics to log.
+        """
+        raise NotImplementedError
+
+    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Modules of this one that follow others by momentum, as pairs (follower, leader)."""
+        return []
 
 
 @MODELS.register_module()
-class BootMAEHead(BaseModule):
+class BootMAEHead(BranchHead):
     """Predicts any target of masked patches with one linear layer, and computes its loss.
 
     Args:
@@ -46,20 +75,21 @@ class BootMAEHead(BaseModule):
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.target = MODELS.build(target, default_args=dict(info=info))
-        self.criterion = MODELS.build(loss)
+        self.target = build_part(target, Target, 'target', MODELS, info=info)
+        self.criterion = build_part(loss, PatchLoss, 'loss', MODELS)
         self.projection = self._make_projection(in_channels, info)
         self.normalize = normalize
         self.eps = eps
         self.weighted = weighted
         kinds = {False: 'numbers', True: 'codes'}
         given, wanted = self.target.discrete, self.criterion.discrete
-        require(
-            given == wanted,
-            f'{type(self.criterion).__name__} compares {kinds[wanted]}, but the target {type(self.target).__name__} '
-            f'gives {kinds[given]}',
-        )
+        names = type(self.criterion).__name__, type(self.target).__name__
+        fits = given == wanted
+        require(fits, f'loss {names[0]} compares {kinds[wanted]}, but the target {names[1]} gives {kinds[given]}')
         require(not (given and normalize), 'normalize=True is not for codes')
+        dims = self.criterion.dims
+        fits = dims in (None, self.target.dims)
+        require(fits, f'loss {names[0]} is for a target of {dims} number(s) per patch')
 
     def _make_projection(self, in_channels: int, info: ModelInfo) -> nn.Module:  # noqa: ARG002
         return nn.Linear(in_channels, self.target.dims)
@@ -70,25 +100,12 @@ class BootMAEHead(BaseModule):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
-    def followers(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Modules of this one that follow others by momentum, as pairs (follower, leader)."""
-        return []
-
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M, in_channels) -> (B, M, dims)."""
         return self.projection(tokens)
 
     def loss(self, tokens: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare the prediction with the target.
-
-        Args:
-            tokens: Decoded tokens, (B, M, in_channels).
-            target: Output of ``target``, without gradient.
-            weights: Weights of the patches, (B, M).
-
-        Returns:
-            The errors of the patches, (B, M), without gradient; and scalars, ``loss`` and those of :meth:`statistics`.
-        """
+        """Compare the prediction with the target; the scalars are ``loss`` and those of :meth:`statistics`."""
         prediction = self(tokens)  # (B, M, ...)
         errors = self.criterion(self.compared(prediction), self.compared(target))  # (B, M)
         loss = (weights * errors if self.weighted else errors).mean()

@@ -42,7 +42,8 @@ class PatchLoss(BaseModule):
     mean(mask).
     """
 
-    discrete = False  # whether the target is a code per patch
+    discrete: bool = False  # whether the target is a code per patch
+    dims: int | None = None  # numbers per patch that it needs; any by default
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Error of every patch: (B, M, ...), (B, M, ...) or codes (B, M) -> (B, M), float32."""
@@ -114,6 +115,8 @@ class PatchRanking(PatchLoss):
     For every pair of patches, the cross-entropy of sigmoid(difference of the predictions) and which target is larger;
     averaged over the other patches. Source: ``forward_learning_loss(relative=True)`` of HPM (arXiv 2304.05919).
     """
+
+    dims = 1
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """(B, M, 1), (B, M, 1) -> (B, M)."""

@@ -120,14 +120,14 @@ class PredictedErrorMasking(DeviceMasking):
         self, model: nn.Module, teacher: nn.Module, branch: str = 'difficulty', share: Share = 0.0, init_cfg: Any = None
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        require(branch in model.branches, f'masking.branch {branch!r} must be one of the branches {model.branches}')
+        require(branch in model.branches, f'branch {branch!r} must be one of the branches {model.branches}')
         decoder, head = model.neck.decoders[branch], model.heads[branch]
         injects = decoder.context_block is not None
         require(not injects, f'masking by the prediction of {branch!r} needs neck.{branch}.context_block=None')
         moves = model.teacher_options is None
         require(moves, 'masking by predicted errors needs the momentum encoder, but teacher is a frozen one')
         gives_errors = head.target.dims == 1
-        require(gives_errors, f'masking.branch {branch!r} must predict one number per patch (ErrorTarget)')
+        require(gives_errors, f'branch {branch!r} must predict one number per patch (ErrorTarget)')
         self.branch, self.share = branch, share
         self.decoder = copy.deepcopy(decoder).requires_grad_(False)
         self.projection = copy.deepcopy(head.projection).requires_grad_(False)

@@ -39,6 +39,61 @@ DECAYS = st.one_of(
     st.just([[0, 0.5], [2, 0.9]]),
 )
 
+TARGETS = st.sampled_from(
+    [
+        dict(type='bootmae_mm.TeacherTarget', top_k=2),
+        dict(type='bootmae_mm.TeacherTarget', top_k=9),
+        dict(type='bootmae_mm.TeacherTarget', norm='yes'),
+        dict(type='bootmae_mm.HOGTarget'),
+        dict(type='bootmae_mm.HOGTarget', bins=0),
+        dict(type='bootmae_mm.HOGTarget', cells=3),
+        dict(type='bootmae_mm.PixelTarget', normalize='layer'),
+        dict(type='bootmae_mm.ErrorTarget'),
+        dict(type='bootmae_mm.ErrorTarget', branch='feature'),
+        dict(type='bootmae_mm.FrozenTarget', encoder=dict(type='TIMMBackbone', model_name='vit'), checkpoint='x'),
+        dict(type='bootmae_mm.FrozenTarget', encoder=dict(type='ResNet', depth=18), checkpoint='x'),
+        dict(type='bootmae_mm.FrozenTarget', encoder=dict(arch='b'), checkpoint='x'),
+        dict(type='bootmae_mm.FrozenTarget'),
+        dict(type='bootmae_mm.CodeTarget', tokenizer=dict(type='ResNet', depth=18), checkpoint='x'),
+        dict(type='bootmae_mm.ClusterTarget', clusters=5),
+        dict(type='bootmae_mm.PatchMSE'),
+        dict(type='bootmae_mm.NoTarget'),
+        dict(),
+        None,
+        'pixels',
+    ]
+)
+LOSSES = st.sampled_from(
+    [
+        dict(type='bootmae_mm.PatchMSE'),
+        dict(type='bootmae_mm.PatchSmoothL1', beta=0.5),
+        dict(type='bootmae_mm.PatchSmoothL1', beta=0),
+        dict(type='bootmae_mm.PatchCosine'),
+        dict(type='bootmae_mm.PatchCrossEntropy'),
+        dict(type='bootmae_mm.PatchRanking'),
+        dict(type='bootmae_mm.PixelTarget'),
+        dict(type='CrossEntropyLoss'),
+        dict(),
+        None,
+        'mse',
+    ]
+)
+DEVICE_MASKS = st.sampled_from(
+    [
+        dict(type='bootmae_mm.AttentionMasking'),
+        dict(type='bootmae_mm.AttentionMasking', strategy='hint'),
+        dict(type='bootmae_mm.AttentionMasking', strategy='hint', hint_share=1.0, shown_share=1.0),
+        dict(type='bootmae_mm.AttentionMasking', strategy='best'),
+        dict(type='bootmae_mm.PredictedErrorMasking'),
+        dict(type='bootmae_mm.MaskSampling'),
+        dict(strategy='high'),
+        'high',
+    ]
+)
+MASKS = st.sampled_from(
+    [f'bootmae_mm.{name}' for name in ('MaskSampling', 'InverseBlockSampling', 'UniformSampling', 'RandomFlip', 'None')]
+)
+
 # Values that a user may give to --cfg-options, good ones and bad ones.
 OPTIONS = {
     'model.backbone.img_size': PAIRS,
@@ -61,6 +116,19 @@ OPTIONS = {
     'model.neck.feature.context_block': BLOCKS,
     'model.pixel_head.normalize': st.sampled_from(['channel', 'patch', 'none', 'layer', 1, None]),
     'model.feature_head.eps': st.sampled_from([1e-6, 1e-3, 0.0, -1.0, 'small', float('nan')]),
+    'model.feature_head.target': TARGETS,
+    'model.feature_head.loss': LOSSES,
+    'model.pixel_head.loss': LOSSES,
+    'model.feature_head.normalize': st.sampled_from([True, False, 1, 'no']),
+    'model.feature_head.type': st.sampled_from(
+        [f'bootmae_mm.{name}' for name in ('BootMAEFeatureHead', 'BootMAEPixelHead', 'ClusterHead', 'BootMAENeck')]
+    ),
+    'model.masking': DEVICE_MASKS,
+    'model.neck.extra': st.sampled_from([dict(), dict(width=16), None, 3]),
+    'model.extra_head': st.sampled_from([dict(type='bootmae_mm.BootMAEHead'), dict(), None, 'none']),
+    'model.extra_weight': st.sampled_from([1.0, -1.0, 'one']),
+    'default_hooks.feature_weight.branch': st.sampled_from(['feature', 'pixel', 'featrue', 3]),
+    'train_dataloader.dataset.masking.type': MASKS,
     'model.pixel_weight': st.sampled_from([1.0, 0, 0.5, -1.0, float('nan'), float('inf'), 'one']),
     'train_dataloader.dataset.masking.grid_size': GRIDS,
     'train_dataloader.dataset.masking.img_size': PAIRS,

@@ -171,7 +171,7 @@ def test_prediction_of_whole_images_is_that_of_the_decoder():
     ('change', 'message'),
     [
         (lambda c: c['neck']['difficulty'].update(context_block=0), 'needs neck.difficulty.context_block=None'),
-        (lambda c: c['masking'].update(branch='pixels'), "masking.branch 'pixels' must be one of the branches"),
+        (lambda c: c['masking'].update(branch='pixels'), "branch 'pixels' must be one of the branches"),
         (lambda c: c['masking'].update(branch='pixel'), "prediction of 'pixel' needs neck.pixel.context_block=None"),
         (
             lambda c: c['difficulty_head']['target'].update(branch='difficulty'),

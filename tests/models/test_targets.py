@@ -198,7 +198,7 @@ def test_frozen_target_refuses(tmp_path):
             dict(encoder=dict(type='TIMMBackbone', model_name='vit_nothing')),
             "model_name 'vit_nothing' is unknown to timm",
         ),
-        (dict(encoder=dict(type='TIMMBackbone')), 'target.encoder.model_name must be a valid string, but is None'),
+        (dict(encoder=dict(type='TIMMBackbone')), 'encoder.model_name must be a valid string, but is None'),
         (dict(encoder=dict(type='TIMMBackbone', model_name='resnet18')), "'resnet18' of timm is no plain ViT"),
         (dict(patch_size=14), 'patch_size of the target is 14, but its encoder has patches of 16'),
         (dict(features='keys'), "features must be 'tokens', 'block' or 'values'"),

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor
 
+from bootmae_mm.config.parts import class_of
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import Count, Side, require, validated
 
@@ -56,6 +58,7 @@ class CodeTarget(Target):
         rows, columns = info.grid_size
         self.patches = rows * columns
         self.img_size = (rows * patch_size, columns * patch_size)
+        class_of(tokenizer, BaseModule, 'tokenizer', MMPRETRAIN_MODELS)
         self.tokenizer = FrozenModule(
             MMPRETRAIN_MODELS.build({**tokenizer, '_scope_': 'mmpretrain'}), checkpoint, prefix
         )

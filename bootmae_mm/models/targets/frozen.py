@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor, nn
 
+from bootmae_mm.config.parts import class_of
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import ConfigError, Side, parse, require, validated
 
@@ -71,18 +73,18 @@ class TimmFeatures(PatchFeatures):
 
     def __init__(self, config: dict, size: tuple[int, int], features: Kind) -> None:
         options = {key: value for key, value in config.items() if key not in ('type', 'model_name')}
-        name = parse(str, config.get('model_name'), 'target.encoder.model_name')
+        name = parse(str, config.get('model_name'), 'encoder.model_name')
         try:
             import timm
         except ImportError as error:
-            raise ConfigError(f'target.encoder {name!r} needs timm: pip install timm') from error
-        require(timm.is_model(name), f'target.encoder.model_name {name!r} is unknown to timm; see timm.list_models()')
+            raise ConfigError(f'encoder {name!r} needs timm: pip install timm') from error
+        require(timm.is_model(name), f'encoder.model_name {name!r} is unknown to timm; see timm.list_models()')
         try:
             vit = timm.create_model(name, pretrained=False, **{'num_classes': 0, 'img_size': size, **options})
         except TypeError as error:
-            raise ConfigError(f'target.encoder.model_name {name!r} of timm is no plain ViT: {error}') from error
+            raise ConfigError(f'encoder.model_name {name!r} of timm is no plain ViT: {error}') from error
         is_vit = hasattr(vit, 'blocks') and hasattr(vit, 'num_prefix_tokens')
-        require(is_vit, f'target.encoder.model_name {name!r} of timm is no plain ViT')
+        require(is_vit, f'encoder.model_name {name!r} of timm is no plain ViT')
         super().__init__(vit, features)
         self.num_extra_tokens, self.dims = vit.num_prefix_tokens, vit.embed_dim
 
@@ -105,8 +107,12 @@ class MMPretrainFeatures(PatchFeatures):
 
     def __init__(self, config: dict, size: tuple[int, int], features: Kind) -> None:
         options = {'img_size': size, 'out_type': 'raw', 'out_indices': -1, '_scope_': 'mmpretrain'}
-        vit = MMPRETRAIN_MODELS.build({**config, **options})
-        require(hasattr(vit, 'layers'), f'target.encoder {config["type"]!r} is not a plain ViT')
+        class_of(config, BaseBackbone, 'encoder', MMPRETRAIN_MODELS)
+        try:
+            vit = MMPRETRAIN_MODELS.build({**config, **options})
+        except TypeError as error:
+            raise ConfigError(f'encoder {config["type"]!r} is no plain ViT: {error}') from error
+        require(hasattr(vit, 'layers'), f'encoder {config["type"]!r} is no plain ViT')
         super().__init__(vit, features)
         self.num_extra_tokens, self.dims = vit.num_extra_tokens, vit.embed_dims
 

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from bootmae_mm.checkpoints.encoder import load_weights
+from bootmae_mm.validation import ConfigError
 
 
 class FrozenModule(nn.Module):
@@ -49,7 +50,10 @@ class FrozenModule(nn.Module):
     def init_weights(self) -> None:
         """Load the weights from their file, strictly."""
         checkpoint, prefix, part, convert = self._source
-        count = load_weights(self.module.get_submodule(part), checkpoint, prefix, convert)
+        try:
+            count = load_weights(self.module.get_submodule(part), checkpoint, prefix, convert)
+        except ConfigError as error:
+            raise type(error)(f'weights of a target: {error}') from error
         print_log(f'target: {count} weights loaded from {checkpoint}', logger='current')
 
     @torch.no_grad()
