@@ -21,6 +21,7 @@ def build_masking(options: dict) -> MaskSampling:
     Raises:
         ConfigError: If the type makes no masks.
     """
+    require(isinstance(options, dict), f'masking must be a dict, but is {options!r}')
     if 'type' not in options:
         return MaskSampling(**options)
     return build_part(options, MaskSampling, 'masking', TRANSFORMS)

@@ -205,7 +205,7 @@ class ShiftedView(BaseTransform):
         found = f'{img.shape[0]}x{img.shape[1]}'
         require(rows >= 0 and columns >= 0, f'ShiftedView needs images of at least {height}x{width}, but got {found}')
         top, left = np.random.randint(rows + 1), np.random.randint(columns + 1)
-        second = self.pipeline(dict(img=img[top : top + height, left : left + width]))
+        second = self.pipeline(dict(img=img[top : top + height, left : left + width].copy()))
         return {**results, 'img': img[:height, :width], 'view': second['img']}
 
 

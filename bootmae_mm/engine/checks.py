@@ -171,8 +171,10 @@ def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
     fitting = sum(name in state for name in wanted)
     if not complete and fitting >= len(wanted) / 10:
         # Pretraining needs all weights but the teacher's, a copy at first; a fine-tuned model may have a new head.
-        if hasattr(model, 'has_momentum_teacher'):
-            missing = [name for name in missing if not name.startswith('teacher.')]
+        if hasattr(model, 'followers'):
+            modules = {id(follower) for follower, _ in model.followers()}
+            prefixes = tuple(f'{name}.' for name, module in model.named_modules() if id(module) in modules)
+            missing = [name for name in missing if not name.startswith(('teacher.', *prefixes))]
         else:
             missing, wrong = [], []
     if not complete and fitting < len(wanted) / 10 and _holds_encoder(path):
@@ -206,6 +208,7 @@ def check_loader(runner: Runner) -> None:
     """
     loader = built(runner.cfg.train_dataloader.dataset, lambda: runner.train_dataloader, training=True)
     check_dataset(loader.dataset)
+    _check_masks(unwrapped(runner.model), loader.dataset)
     refuse_first(head_problems(runner.model, loader.batch_size or 2, runner.world_size))
     check_agreement(f'{len(loader.dataset)} images', 'a data set')
     options = runner.cfg.train_cfg
@@ -218,6 +221,16 @@ def check_loader(runner: Runner) -> None:
             f'{runner.world_size} processes, and '
             f'optim_wrapper.accumulative_counts={counts} iterations per optimizer step'
         )
+
+
+def _check_masks(model: nn.Module, dataset: Dataset) -> None:
+    """Masks on the device take their random order from those of the loader."""
+    if getattr(model, 'masking', None) is not None:
+        strategy = getattr(getattr(dataset, 'masking', None), 'strategy', 'random')
+        if strategy != 'random':
+            raise ConfigError(
+                f"model.masking needs random masks of the loader: set masking.strategy='random' instead of {strategy!r}"
+            )
 
 
 def built(dataset: ConfigDict, build: Callable[[], DataLoader], training: bool = False) -> DataLoader:

@@ -16,6 +16,7 @@ from bootmae_mm.config.parts import build_part
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import NonNegative, Options, parse, require, validated
 
+from .encoder import PretrainingEncoder
 from .heads import BranchHead
 from .losses import loss_weights
 from .masking import DeviceMasking
@@ -88,7 +89,7 @@ class BootMAE(BaseModel):
         **branches: Any,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.backbone = MODELS.build(backbone)
+        self.backbone = build_part(backbone, PretrainingEncoder, 'backbone', MODELS)
         self._check_backbone()
         self.neck = MODELS.build(
             neck,
@@ -99,8 +100,10 @@ class BootMAE(BaseModel):
                 grid_size=self.backbone.grid_size,
             ),
         )
-        if teacher_norm and feature_head is not None:
-            feature_head = dict(target=dict(type='bootmae_mm.TeacherTarget', norm=True), **feature_head)
+        if teacher_norm:
+            is_default = feature_head is not None and 'target' not in feature_head
+            require(is_default, 'teacher_norm needs a feature_head without a target; set norm=True in a TeacherTarget')
+            feature_head = {**(feature_head or {}), 'target': dict(type='bootmae_mm.TeacherTarget', norm=True)}
         branches.update(pixel_head=pixel_head, feature_head=feature_head)
         branches.update(pixel_weight=pixel_weight, feature_weight=feature_weight)
         self.teacher_options = teacher
@@ -139,12 +142,18 @@ class BootMAE(BaseModel):
         info = self._info(teacher)
         self.pixel_head = self.feature_head = None
         for index, (name, width) in enumerate(widths.items()):
+            is_name = name.isidentifier() and not name.endswith('_target')
+            require(is_name, f'neck.{name}: a branch must have the name of a variable that does not end in _target')
             head = options.get(f'{name}_head')
             require(head is not None, f'neck.{name} and {name}_head must both be set or both be None')
             built = build_part(head, BranchHead, f'{name}_head', MODELS, in_channels=width, info=info)
             needed, earlier = built.target.branch, list(widths)[:index]
             is_there = not needed or needed in earlier
             require(is_there, f'{name}_head.target.branch {needed!r} must be a branch before it, one of {earlier}')
+            has_errors = not needed or getattr(self, f'{needed}_head').errors_per_patch
+            require(has_errors, f'{name}_head.target.branch {needed!r} has one error per image, not per patch')
+            moves = self.teacher_options is None or not built.followers()
+            require(moves, f'{name}_head needs the momentum encoder, but teacher is a frozen one')
             setattr(self, f'{name}_head', built)
         for name in {**widths, 'pixel': 0, 'feature': 0}:
             key = f'{name}_weight'
@@ -176,7 +185,9 @@ class BootMAE(BaseModel):
         if options is None:
             module = copy.deepcopy(self.backbone)
         else:
-            module = MODELS.build({**backbone, 'drop_path_rate': 0.0, **options.backbone})
+            config = {**backbone, 'drop_path_rate': 0.0, **options.backbone}
+            module = build_part(config, PretrainingEncoder, 'teacher.backbone', MODELS)
+            module.check_pretraining()
             grid, wanted = module.grid_size, self.backbone.grid_size
             require(grid == wanted, f'teacher.backbone must have the {wanted} patches of the student, but has {grid}')
         module.requires_grad_(False)  # moved by the EMA hook, or never
@@ -269,8 +280,7 @@ class BootMAE(BaseModel):
             view: (B, C, H, W), a second view; for a contrastive branch only.
 
         Returns:
-            Scalars, by branch: ``NAME_loss``, and for targets other than pixels ``NAME_pred_norm``,
-            ``NAME_target_norm`` and ``NAME_target_std``; see :meth:`BootMAEHead.statistics`.
+            Scalars, by branch: ``NAME_loss``, and statistics of the target; see ``statistics`` of the heads.
         """
         self._check_mask(inputs, ids_keep, ids_mask)
         step = Step(self.teacher_view(inputs), view)
@@ -301,7 +311,8 @@ class BootMAE(BaseModel):
         and as they are those of targets that learn themselves (``NAME_target_loss``).
         """
         total = sum(getattr(self, f'{name}_weight') * losses[f'{name}_loss'] for name in self.branches)
-        total = total + sum(losses[key] for key in losses if key.endswith('_target_loss'))
+        keys = [f'{name}_target_loss' for name in self.branches]
+        total = total + sum(losses[key] for key in keys if key in losses)
         return total, OrderedDict((name, value.detach()) for name, value in dict(loss=total, **losses).items())
 
     def _check_mask(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> None:

@@ -310,6 +310,7 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         """Refuse windows and relative positions, which need all patches, and a missing norm."""
         is_plain = not self.window_size and not self.rel_pos_bias and self.final_norm
         require(is_plain, 'pretraining needs window_size=0, rel_pos_bias=False and final_norm=True in the backbone')
+        require(not hasattr(self, 'ln2'), "pretraining needs another out_type of the backbone than 'avg_featmap'")
 
     @property
     def in_channels(self) -> int:

@@ -11,12 +11,13 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from bootmae_mm.registry import MODELS
-from bootmae_mm.validation import Count, Positive, Side, validated
+from bootmae_mm.validation import Count, Positive, Side, require, validated
 
 from .heads import BootMAEHead
 from .losses import PatchLoss
 from .step import Step
 from .targets import ModelInfo, Target
+from .tokens import take_tokens
 
 MAX_EXPONENT = 50.0  # of the largest logit of a cluster: far from overflow in float32
 
@@ -61,6 +62,7 @@ class ClusterTarget(Target):
     """
 
     uses_teacher = True
+    kind = 'distributions'
 
     @validated
     def __init__(
@@ -93,8 +95,7 @@ class ClusterTarget(Target):
             assignments = sinkhorn(logits.detach() / self.target_temperature, self.iterations)
             log_prediction = F.log_softmax(logits / self.own_temperature, dim=2)
             step.target_loss = -(assignments * log_prediction).sum(2).mean()
-        image = torch.arange(len(ids_mask), device=ids_mask.device)[:, None] * len(tokens) // len(ids_mask)
-        return assignments.transpose(0, 1)[image, ids_mask]
+        return take_tokens(assignments.transpose(0, 1), ids_mask)
 
 
 @MODELS.register_module()
@@ -104,6 +105,8 @@ class PatchSoftCrossEntropy(PatchLoss):
     Args:
         temperature: Divisor of the predicted logits.
     """
+
+    kind = 'distributions'
 
     @validated
     def __init__(self, temperature: Positive = 0.12, init_cfg: Any = None) -> None:
@@ -117,7 +120,7 @@ class PatchSoftCrossEntropy(PatchLoss):
 
 @MODELS.register_module()
 class ClusterHead(BootMAEHead):
-    """Predicts the clusters of masked patches: cosines of the token with one direction per cluster.
+    """Predicts the clusters of masked patches: cosines of the token with one direction per cluster, times a scale.
 
     Args:
         in_channels, info, target, loss, weighted: See :class:`BootMAEHead`.
@@ -134,6 +137,8 @@ class ClusterHead(BootMAEHead):
         init_cfg: Any = None,
     ) -> None:
         super().__init__(in_channels, info, target, loss, weighted=weighted, init_cfg=init_cfg)
+        require(self.target.kind == 'distributions', f'target must be a ClusterTarget, but is {target["type"]!r}')
+        self.scale = nn.Parameter(torch.ones(self.target.dims))  # of the weight norm in the authors' code
 
     def _make_projection(self, in_channels: int, info: ModelInfo) -> nn.Module:  # noqa: ARG002
         return nn.Linear(in_channels, self.target.dims, bias=False)
@@ -144,8 +149,8 @@ class ClusterHead(BootMAEHead):
         nn.init.trunc_normal_(self.projection.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, M, in_channels) -> cosines (B, M, clusters)."""
-        return F.linear(F.normalize(tokens, dim=2), F.normalize(self.projection.weight, dim=1))
+        """(B, M, in_channels) -> logits (B, M, clusters)."""
+        return F.linear(F.normalize(tokens, dim=2), F.normalize(self.projection.weight, dim=1)) * self.scale
 
     @torch.no_grad()
     def statistics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:  # noqa: ARG002

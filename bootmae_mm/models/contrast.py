@@ -33,15 +33,16 @@ def info_nce(prediction: Tensor, target: Tensor, temperature: float) -> tuple[Te
     prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
     others = torch.cat(all_gather(target))  # (processes * B, D)
     scores = prediction @ others.t() / temperature  # (B * K, processes * B)
-    image = torch.arange(len(prediction), device=scores.device) * len(target) // len(prediction)
-    labels = image + get_rank() * len(target)  # (B * K,)
+    image = torch.arange(len(target), device=scores.device)  # (B,)
+    labels = image.repeat_interleave(len(prediction) // len(target)) + get_rank() * len(target)  # (B * K,)
     errors = 2 * temperature * F.cross_entropy(scores, labels, reduction='none')
     return errors, (scores.argmax(1) == labels).float().mean()
 
 
 def _mlp(in_channels: int, hidden: int, out_channels: int, norm_cfg: dict) -> NonLinearNeck:
     """Linear, norm, ReLU, linear, as CMAE's projector and predictor."""
-    if norm_cfg.get('type') == 'BN':  # in mmcv, that of images; SyncBN becomes it where there is no GPU
+    norm_cfg = {'eps': 1e-6, **norm_cfg}  # CMAE's
+    if norm_cfg['type'] == 'BN':  # in mmcv, that of images; SyncBN becomes it where there is no GPU
         norm_cfg = {**norm_cfg, 'type': 'BN1d'}
     return NonLinearNeck(
         in_channels, hidden, out_channels, with_bias=True, with_last_bn=False, with_avg_pool=False, norm_cfg=norm_cfg
@@ -50,6 +51,8 @@ def _mlp(in_channels: int, hidden: int, out_channels: int, norm_cfg: dict) -> No
 
 class ViewTarget(Target):
     """The teacher's mean patch token of the second view, through a projector that follows the student's.
+
+    As in CMAE's configs, the tokens are those before the final norm.
 
     Args:
         projector: The student's projector.
@@ -67,7 +70,7 @@ class ViewTarget(Target):
         advice = 'the pipeline needs bootmae_mm.ShiftedView before PackImage'
         require(step.view is not None, f'no second view in the batch: {advice}')
         second = TeacherView(step.teacher.teacher, step.view)
-        return self.projector((second.patch_tokens().mean(1),))[0]
+        return self.projector((second.patch_tokens(norm=False).mean(1),))[0]
 
 
 @MODELS.register_module()
@@ -90,6 +93,8 @@ class ContrastiveHead(BranchHead):
         ConfigError: If the decoder is not as wide as the teacher, whose tokens go through a copy of the projector.
     """
 
+    errors_per_patch = False
+
     @validated
     def __init__(
         self,
@@ -102,6 +107,8 @@ class ContrastiveHead(BranchHead):
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        kind = norm_cfg.get('type')
+        require(kind in ('BN', 'BN1d', 'SyncBN', 'LN'), f'norm_cfg.type must be BN, SyncBN or LN, but is {kind!r}')
         fits = in_channels == info.teacher_dims
         require(fits, f'a contrastive branch needs a decoder of width {info.teacher_dims}, but it is {in_channels}')
         self.projector = _mlp(in_channels, hidden, dims, norm_cfg)

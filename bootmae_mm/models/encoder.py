@@ -17,7 +17,7 @@ from .block import run_block
 from .tokens import take_tokens
 
 
-class PretrainingEncoder:
+class PretrainingEncoder(nn.Module):
     """Base class of encoders, beside a backbone of mmpretrain: patches become tokens, and blocks transform all tokens.
 
     A subclass defines the attributes, :meth:`embed_all`, :meth:`embed_kept`, :meth:`main_blocks`,
@@ -143,7 +143,6 @@ class PretrainingEncoder:
         """Load the checkpoints of ``init_cfg=dict(type='Pretrained', ...)`` strictly."""
         for config in filter(is_pretrained, init_configs(self.init_cfg)):
             options = {key: value for key, value in config.items() if key not in ('type', 'map_location')}
-            assert isinstance(self, nn.Module)
             print_log(f'backbone: {load_encoder(self, **options)}', logger='current')
 
 

@@ -22,9 +22,11 @@ class BranchHead(BaseModule):
 
     Attributes:
         target: The target of the branch.
+        errors_per_patch: Whether the errors are those of patches, rather than of images.
     """
 
     target: Target
+    errors_per_patch: bool = True
 
     def loss(self, tokens: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare the prediction with the target.
@@ -81,12 +83,11 @@ class BootMAEHead(BranchHead):
         self.normalize = normalize
         self.eps = eps
         self.weighted = weighted
-        kinds = {False: 'numbers', True: 'codes'}
-        given, wanted = self.target.discrete, self.criterion.discrete
+        given, wanted = self.target.kind, self.criterion.kind
         names = type(self.criterion).__name__, type(self.target).__name__
         fits = given == wanted
-        require(fits, f'loss {names[0]} compares {kinds[wanted]}, but the target {names[1]} gives {kinds[given]}')
-        require(not (given and normalize), 'normalize=True is not for codes')
+        require(fits, f'loss {names[0]} compares {wanted}, but the target {names[1]} gives {given}')
+        require(given == 'numbers' or not normalize, f'normalize=True is not for {given}')
         dims = self.criterion.dims
         fits = dims in (None, self.target.dims)
         require(fits, f'loss {names[0]} is for a target of {dims} number(s) per patch')
@@ -106,7 +107,8 @@ class BootMAEHead(BranchHead):
 
     def loss(self, tokens: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare the prediction with the target; the scalars are ``loss`` and those of :meth:`statistics`."""
-        prediction = self(tokens)  # (B, M, ...)
+        prediction = self(tokens).flatten(2)  # (B, M, D)
+        target = target if self.target.kind == 'codes' else target.flatten(2)
         errors = self.criterion(self.compared(prediction), self.compared(target))  # (B, M)
         loss = (weights * errors if self.weighted else errors).mean()
         return errors.detach(), dict(loss=loss, **self.statistics(prediction, target))
@@ -124,7 +126,7 @@ class BootMAEHead(BranchHead):
             compared target over the patches of the batch, averaged over its dimensions; 0 once all look alike. For
             codes only ``target_codes``: the number of different codes in the batch.
         """
-        if self.target.discrete:
+        if self.target.kind == 'codes':
             counts = torch.zeros(self.target.dims, device=target.device).index_fill_(0, target.flatten(), 1.0)
             return dict(target_codes=counts.sum())
         return dict(
@@ -139,7 +141,7 @@ class BootMAEFeatureHead(BootMAEHead):
     """Predicts the teacher's features, both sides normalized: the paper's feature branch.
 
     Args:
-        in_channels, info, target, loss, normalize, eps: See :class:`BootMAEHead`.
+        in_channels, info, target, loss, normalize, eps, weighted: See :class:`BootMAEHead`.
     """
 
     @validated
@@ -151,9 +153,10 @@ class BootMAEFeatureHead(BootMAEHead):
         loss: dict = dict(type='bootmae_mm.PatchMSE'),  # noqa: B006  not changed
         normalize: bool = True,
         eps: Positive = 1e-6,
+        weighted: bool = True,
         init_cfg: Any = None,
     ) -> None:
-        super().__init__(in_channels, info, target, loss, normalize, eps, init_cfg=init_cfg)
+        super().__init__(in_channels, info, target, loss, normalize, eps, weighted, init_cfg)
 
 
 @MODELS.register_module()
@@ -161,7 +164,7 @@ class BootMAEPixelHead(BootMAEHead):
     """Predicts the pixels of masked patches: the paper's pixel branch.
 
     Args:
-        in_channels, info, loss: See :class:`BootMAEHead`.
+        in_channels, info, loss, weighted: See :class:`BootMAEHead`.
         normalize: Normalization of the target, see :class:`PixelTarget`.
     """
 
@@ -172,10 +175,11 @@ class BootMAEPixelHead(BootMAEHead):
         info: ModelInfo,
         normalize: Literal['channel', 'patch', 'none'] = 'channel',
         loss: dict = dict(type='bootmae_mm.PatchMSE'),  # noqa: B006  not changed
+        weighted: bool = True,
         init_cfg: Any = None,
     ) -> None:
         target = dict(type='bootmae_mm.PixelTarget', normalize=normalize)
-        super().__init__(in_channels, info, target, loss, init_cfg=init_cfg)
+        super().__init__(in_channels, info, target, loss, weighted=weighted, init_cfg=init_cfg)
 
     def _make_projection(self, in_channels: int, info: ModelInfo) -> nn.Module:
         # Parameters in the authors' shapes; with a stride equal to the kernel it is one linear map per patch.

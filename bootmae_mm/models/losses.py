@@ -42,7 +42,7 @@ class PatchLoss(BaseModule):
     mean(mask).
     """
 
-    discrete: bool = False  # whether the target is a code per patch
+    kind: str = 'numbers'  # of the target: numbers, codes or distributions
     dims: int | None = None  # numbers per patch that it needs; any by default
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class PatchCrossEntropy(PatchLoss):
         label_smoothing: Share of the probability that is spread over all codes.
     """
 
-    discrete = True
+    kind = 'codes'
 
     @validated
     def __init__(self, label_smoothing: Rate = 0.0, init_cfg: Any = None) -> None:

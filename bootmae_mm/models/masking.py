@@ -45,6 +45,8 @@ class DeviceMasking(BaseModule):
 class AttentionMasking(DeviceMasking):
     """Masks by the attention of the teacher's class token (AttMask, arXiv 2203.12719).
 
+    All images are masked. (The authors mask half of them, chosen at random.)
+
     ``'high'`` masks the patches with the most attention, ``'low'`` those with the least. ``'hint'`` is ``'high'``, but
     some of the patches with the most attention stay visible; as many patches with less attention are masked instead, so
     that their number stays.
@@ -109,7 +111,7 @@ class PredictedErrorMasking(DeviceMasking):
     Args:
         model, teacher: The model and its teacher; :class:`BootMAE` fills them in.
         branch: Name of the branch; its decoder must have ``context_block=None``.
-        share: Share of the masked patches that are chosen by the prediction, before the hook sets it.
+        share: Share of the masked patches that are chosen by the prediction, if no hook sets it.
 
     Raises:
         ConfigError: If there is no such branch, it has feature injection, or the teacher is frozen.
@@ -117,7 +119,7 @@ class PredictedErrorMasking(DeviceMasking):
 
     @validated
     def __init__(
-        self, model: nn.Module, teacher: nn.Module, branch: str = 'difficulty', share: Share = 0.0, init_cfg: Any = None
+        self, model: nn.Module, teacher: nn.Module, branch: str = 'difficulty', share: Share = 0.5, init_cfg: Any = None
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         require(branch in model.branches, f'branch {branch!r} must be one of the branches {model.branches}')
@@ -155,8 +157,9 @@ class PredictedErrorMasking(DeviceMasking):
         if not chosen:
             return ids_keep, ids_mask
         order = torch.cat([ids_keep, ids_mask], dim=1)  # (B * K, L), a random order
-        errors = self.predicted_errors(teacher)  # (B, L)
+        errors = self.predicted_errors(teacher).float()  # (B, L)
         errors = errors.repeat_interleave(len(order) // len(errors), 0).gather(1, order)  # (B * K, L)
-        hard = torch.zeros_like(errors).scatter_(1, errors.topk(chosen, dim=1).indices, 1.0)
-        order = order.gather(1, hard.argsort(dim=1, stable=True))  # hard ones last, the others as they were
+        hard = errors.argsort(dim=1, stable=True)[:, -chosen:]
+        is_hard = torch.zeros_like(errors).scatter_(1, hard, 1.0)
+        order = order.gather(1, is_hard.argsort(dim=1, stable=True))  # hard ones last, the others as they were
         return order[:, :kept], order[:, kept:]

@@ -42,9 +42,9 @@ class TeacherView:
         """All tokens after the final norm, (B, 1 + L, D)."""
         return self.teacher.final_norm_of(self._last)
 
-    def patch_tokens(self) -> Tensor:
-        """Tokens of the patches after the final norm, (B, L, D)."""
-        return self.latent()[:, self.teacher.num_extra_tokens :]
+    def patch_tokens(self, norm: bool = True) -> Tensor:
+        """Tokens of the patches, (B, L, D), after the final norm or before it."""
+        return (self.latent() if norm else self._last)[:, self.teacher.num_extra_tokens :]
 
     @torch.no_grad()
     def features(self, ids_mask: Tensor, norm: bool = False, top_k: int = 1) -> Tensor:

@@ -11,9 +11,9 @@ GROUPS = (
     ('losses', ('loss', '*_loss'), False),
     ('learning rate', ('lr',), False),
     ('1 - decay of the teacher', ('ema_decay',), True),
-    ('weight of the feature loss', ('*_weight',), False),
+    ('weights of branches', ('*_weight',), False),
     ('norm of the gradient', ('grad_norm',), True),
-    ('features: mean norm of a patch', ('*_pred_norm', '*_target_norm'), True),
+    ('targets: mean norm of a patch', ('*_pred_norm', '*_target_norm'), True),
 )
 
 

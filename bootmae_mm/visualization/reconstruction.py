@@ -8,11 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bootmae_mm.models.heads import BootMAEPixelHead
 from bootmae_mm.models.tokens import place_patches, take_patches
 from bootmae_mm.validation import require
 
 PANELS = ('original', 'masked', 'reconstruction', 'prediction')
 GRAY = 0.5
+
+
+def predicts_pixels(model: nn.Module) -> bool:
+    """Whether there is a pixel branch whose predictions can be drawn."""
+    return isinstance(getattr(model, 'pixel_head', None), BootMAEPixelHead)
 
 
 @torch.no_grad()
@@ -35,8 +41,7 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
     Raises:
         ConfigError: If the model has no pixel branch.
     """
-    has_pixels = getattr(model, 'pixel_head', None) is not None
-    require(has_pixels, 'the model has no pixel branch, so there is nothing to draw')
+    require(predicts_pixels(model), 'the model has no pixel branch, so there is nothing to draw')
     decoder, head = model.neck.decoders['pixel'], model.pixel_head
     latent, context = model.backbone.encode_visible(images, ids_keep, model.neck.context_blocks)
     tokens = decoder(latent, context.get(decoder.context_block), ids_mask, ids_keep=ids_keep)

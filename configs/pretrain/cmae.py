@@ -1,12 +1,13 @@
 # CMAE: pixels, and the contrast of an image with a shifted view of it, which the momentum encoder sees. To contrast
-# beside the features of BootMAE, drop the two lines with None.
+# beside the features of BootMAE, drop the lines with None.
 _base_ = './bootmae_vitb.py'
 
 img_size = 224
+height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
 train_pipeline = [
     dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
     # 31 pixels more, by which the second view may be shifted.
-    dict(type='bootmae_mm.RandomResizedCrop', scale=img_size + 31, crop_ratio_range=(0.2, 1.0)),
+    dict(type='bootmae_mm.RandomResizedCrop', scale=(height + 31, width + 31), crop_ratio_range=(0.2, 1.0)),
     dict(
         type='bootmae_mm.ShiftedView',
         size=img_size,
@@ -25,13 +26,22 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
-    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=img_size),
+    dict(
+        type='ResizeEdge',
+        scale=round(min(height, width) / 0.875),
+        edge='short',
+        backend='pillow',
+        interpolation='bicubic',
+    ),
+    dict(type='CenterCrop', crop_size=(width, height)),
     dict(type='bootmae_mm.ShiftedView', size=img_size),
     dict(type='bootmae_mm.PackImage'),
 ]
 model = dict(
-    neck=dict(feature=None, contrast=dict(depth=2)),
+    neck=dict(
+        feature=None,
+        contrast=dict(depth=2),
+    ),
     feature_head=None,
     contrast_head=dict(type='bootmae_mm.ContrastiveHead', norm_cfg=dict(type='SyncBN')),
 )

@@ -70,6 +70,8 @@ def test_build():
     assert build_masking(dict(grid_size=(4, 4), min_block=2, max_block=4)).strategy == 'mix'
     masking = build_masking(dict(type='bootmae_mm.InverseBlockSampling', grid_size=(4, 4)))
     assert isinstance(masking, InverseBlockSampling)
+    with pytest.raises(ConfigError, match="masking must be a dict, but is 'random'"):
+        build_masking('random')
     with pytest.raises(ConfigError, match="masking.type must be a MaskSampling, but is 'bootmae_mm.RandomFlip'"):
         build_masking(dict(type='bootmae_mm.RandomFlip'))
     with pytest.raises(ConfigError, match=r'a block of 36 kept patches does not fit a grid of 4 x 12: raise ratio'):

@@ -3,13 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from torch import nn
 
 from bootmae_mm.data import ImageFolder, RandomResizedCrop
 from bootmae_mm.data.paths import check_inside, listed_images
 from bootmae_mm.engine import checks
-from bootmae_mm.engine.checks import check_loader, check_settings, check_validation
+from bootmae_mm.engine.checks import check_checkpoint, check_loader, check_settings, check_validation
 from bootmae_mm.engine.hooks import CheckpointHook
 from bootmae_mm.engine.launch import is_explained
 from bootmae_mm.engine.optimizers import GroupedOptimWrapperConstructor
@@ -18,6 +19,7 @@ from bootmae_mm.models.preprocessor import BootMAEDataPreprocessor
 from bootmae_mm.models.tokens import sincos_pos_embed
 from bootmae_mm.validation import ConfigError, patch_grid
 from tests.conftest import tiny_config
+from tests.engine.test_checkpoint import make_runner
 
 
 @pytest.mark.parametrize(
@@ -131,10 +133,10 @@ def test_betas(betas):
     [
         (dict(in_channels=1), 'in_channels of the backbone is 1, but mean and std of the data_preprocessor have 3'),
         (dict(final_norm=False), 'final_norm=True'),
-        (dict(img_size=2**17), r'^img_size\.0 must be less than or equal to 65536, but is 131072'),
+        (dict(img_size=2**17), r'img_size\.0 must be less than or equal to 65536, but is 131072'),
         (
             dict(arch=dict(embed_dims=24, num_layers=10**7, num_heads=3, feedforward_channels=48)),
-            r'^arch\.num_layers must be ',
+            r'arch\.num_layers must be ',
         ),
     ],
 )
@@ -209,3 +211,25 @@ def test_unusual_values_that_mmengine_accepts_are_not_refused():
         check_settings(Config(dict(param_scheduler=[None])))
     for options in (dict(type='Adan', betas=(0.98, 0.92, 0.99)), dict(type='Adafactor', eps=(1e-30, 1e-3))):
         GroupedOptimWrapperConstructor(dict(optimizer=options))
+
+
+def test_masks_on_the_device_need_random_ones_of_the_loader(tmp_path, image_folder):
+    model = tiny_config(masking=dict(type='bootmae_mm.AttentionMasking'))
+    with pytest.raises(ConfigError, match="set masking.strategy='random' instead of 'mix'"):
+        check_loader(make_runner(tmp_path, image_folder, {}, model=model))
+    options = {'train_dataloader.dataset.masking.strategy': 'random'}
+    check_loader(make_runner(tmp_path, image_folder, options, model=model))
+
+
+def test_a_start_from_weights_without_what_follows(tmp_path, image_folder):
+    """What follows by momentum is a copy at a fresh start, so that a checkpoint need not hold it."""
+    model = tiny_config(feature_head=None)
+    model['neck'].update(feature=None, contrast=dict(depth=1))
+    model['contrast_head'] = dict(type='bootmae_mm.ContrastiveHead', hidden=8, dims=4)
+    runner = make_runner(tmp_path, image_folder, {}, model=model)
+    state = runner.model.state_dict()
+    followers = ('teacher.', 'contrast_head.target.')
+    torch.save({key: value for key, value in state.items() if not key.startswith(followers)}, tmp_path / 'part.pth')
+    check_checkpoint(runner, str(tmp_path / 'part.pth'), complete=False)
+    with pytest.raises(ConfigError, match='weights are missing'):
+        check_checkpoint(runner, str(tmp_path / 'part.pth'))

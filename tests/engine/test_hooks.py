@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from bootmae_mm.engine.hooks import BootMAEEMAHook, FeatureWeightHook, ReconstructionHook
+from bootmae_mm.engine.hooks import BootMAEEMAHook, FeatureWeightHook, MaskingScheduleHook, ReconstructionHook
 from bootmae_mm.engine.hooks.teacher import ema_update
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.schedules import feature_weight, piecewise_linear
@@ -288,3 +288,39 @@ def test_decay_and_ramp_of_a_run_by_iterations(tmp_path, image_folder):
     runner.register_hook(Look())
     runner.train()
     assert found == [(0.5, 0.333333), (0.6, 0.666667), (0.7, 1.0), (0.8, 1.0), (0.9, 1.0), (0.9, 1.0)]
+
+
+class OneRunner:
+    """What the hooks of schedules ask of a Runner."""
+
+    def __init__(self, model, max_iters, batches):
+        self.model, self.max_iters, self.train_dataloader, self.iter = model, max_iters, range(batches), 0
+        self.message_hub = self
+
+    def update_scalar(self, name, value):
+        self.logged = name, value
+
+
+def test_hardness_of_masks_rises_to_its_end():
+    config = tiny_config(masking=dict(type='bootmae_mm.PredictedErrorMasking'))
+    config['neck']['difficulty'] = dict(width=8, context_block=None)
+    target, loss = dict(type='bootmae_mm.ErrorTarget'), dict(type='bootmae_mm.PatchRanking')
+    config['difficulty_head'] = dict(type='bootmae_mm.BootMAEHead', target=target, loss=loss)
+    runner = OneRunner(build(config), max_iters=10, batches=4)  # two and a half epochs
+    hook = MaskingScheduleHook(end=0.5)
+    hook.before_train(runner)
+    shares = []
+    for runner.iter in range(10):
+        hook.before_train_iter(runner, 0)
+        shares.append(runner.model.masking.share)
+    assert shares == pytest.approx([0.2] * 4 + [0.4] * 4 + [0.5] * 2)
+    assert runner.logged == ('train/masking_share', 0.5)
+
+
+def test_hooks_without_their_part_are_refused():
+    runner = OneRunner(build(tiny_config()), 10, 4)
+    with pytest.raises(ConfigError, match='MaskingScheduleHook needs a PredictedErrorMasking in model.masking'):
+        MaskingScheduleHook().before_train(runner)
+    with pytest.raises(ConfigError, match=r"branch 'typo' must be one of the branches \['pixel', 'feature'\]"):
+        FeatureWeightHook(branch='typo').before_train(runner)
+    FeatureWeightHook(branch='pixel').before_train(runner)

@@ -350,3 +350,38 @@ def test_several_masks_per_image_share_one_target(model):
     model.parse_losses(losses)[0].backward()
     for name, gradient in wanted.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
+
+
+def test_names_of_branches():
+    for name, message in (('soft_target', 'does not end in _target'), ('a-b', 'must have the name of a variable')):
+        config = tiny_config()
+        config['neck'][name] = dict(width=16)
+        config[f'{name}_head'] = dict(type='bootmae_mm.BootMAEHead', target=dict(type='bootmae_mm.HOGTarget'))
+        with pytest.raises(ConfigError, match=message):
+            build(config)
+
+
+def test_any_head_may_predict_pixels(batch):
+    config = tiny_config()
+    config['pixel_head'] = dict(
+        type='bootmae_mm.BootMAEHead',
+        target=dict(type='bootmae_mm.PixelTarget'),
+        loss=dict(type='bootmae_mm.PatchCosine'),
+        normalize=True,
+    )
+    losses = build(config).loss(**batch)
+    assert 0 < losses['pixel_loss'] < 4
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(backbone=dict(type='mmpretrain.VisionTransformer')), 'backbone.type must be a PretrainingEncoder'),
+        (dict(backbone=dict(arch='b')), 'backbone must be a dict with a type'),
+        (dict(teacher=dict(checkpoint='x', backbone=dict(rel_pos_bias=True))), 'pretraining needs window_size=0, rel_'),
+        (dict(teacher_norm=True, feature_head=dict(type='bootmae_mm.BootMAEFeatureHead', target={})), 'teacher_norm n'),
+    ],
+)
+def test_impossible_parts(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_config(**changes))

@@ -49,7 +49,7 @@ def test_loss_by_hand_and_its_gradients(batch):
     head = model.contrast_head
     every = torch.arange(24).expand(3, -1)
     with torch.no_grad():
-        (target,) = head.target.projector((model.teacher.encode_patches(view, every, norm=True).mean(1),))
+        (target,) = head.target.projector((model.teacher.encode_patches(view, every).mean(1),))
     prediction = head.predictor(head.projector((tokens.mean(1),)))[0]
     wanted = info_nce(prediction, target, 0.07)[0].mean()
     losses = model.loss(**batch, view=view)
@@ -86,6 +86,9 @@ def test_views_reach_the_model_flipped_and_normalized_alike(batch):
         places = [(top, left) for top in range(9) for left in range(13)]
         crops = [torch.from_numpy(image[top : top + 32, left : left + 48]).permute(2, 0, 1) for top, left in places]
         assert sum(torch.equal(data['view'][index], crop) for crop in crops) == 1
+    before = images[0].copy()
+    ShiftedView(size=(40, 60), transforms=[dict(type='bootmae_mm.RandomErasing', erase_prob=1.0)])(dict(img=images[0]))
+    assert (images[0] == before).all()  # the second view has its own memory
     flip = data['flip'].clone()
     both = BootMAEDataPreprocessor()(dict(data))
     assert flip.any() and not flip.all()
@@ -100,5 +103,9 @@ def test_what_is_refused(batch):
     config['neck']['contrast']['width'] = 16
     with pytest.raises(ConfigError, match='needs a decoder of width 24, but it is 16'):
         build(config)
+    with pytest.raises(ConfigError, match='contrast_head needs the momentum encoder, but teacher is a frozen one'):
+        build({**contrast_config(), 'teacher': dict(checkpoint='x')})
+    with pytest.raises(ConfigError, match="norm_cfg.type must be BN, SyncBN or LN, but is 'GN'"):
+        build(contrast_config(norm_cfg=dict(type='GN')))
     with pytest.raises(ConfigError, match='ShiftedView needs images of at least 32x32, but got 16x48'):
         ShiftedView(size=32)(dict(img=torch.zeros(16, 48, 3).numpy()))

@@ -73,5 +73,8 @@ def test_impossible_options():
     with pytest.raises(ConfigError, match='^eps must be greater than 0, but is 0$'):
         BootMAEFeatureHead(in_channels=8, info=model_info(), eps=0)
     cross_entropy = dict(type='bootmae_mm.PatchCrossEntropy')
+    soft = dict(type='bootmae_mm.PatchSoftCrossEntropy')
+    with pytest.raises(ConfigError, match='PatchSoftCrossEntropy compares distributions, but the target Teacher'):
+        BootMAEFeatureHead(in_channels=8, info=model_info(), loss=soft)
     with pytest.raises(ConfigError, match='PatchCrossEntropy compares codes, but the target TeacherTarget gives num'):
         BootMAEFeatureHead(in_channels=8, info=model_info(), loss=cross_entropy)

@@ -135,6 +135,7 @@ def test_hard_patches_are_masked_and_the_rest_is_random(share):
 
 def test_predictor_learns_the_errors_of_its_branch_and_its_copy_follows(batch):
     model = build(hpm_config())
+    model.masking.share = 0.0  # the masks of the batch
     losses = model.loss(**batch)
     latent, context = model.backbone.encode_visible(batch['inputs'], batch['ids_keep'], model.neck.context_blocks)
     decoded = model.neck(latent, context, batch['ids_mask'])
@@ -177,6 +178,7 @@ def test_prediction_of_whole_images_is_that_of_the_decoder():
             lambda c: c['difficulty_head']['target'].update(branch='difficulty'),
             r"difficulty_head.target.branch 'difficulty' must be a branch before it, one of \['pixel', 'feature'\]",
         ),
+        (lambda c: c['difficulty_head']['target'].update(branch=''), 'branch must have at least 1 character'),
         (lambda c: c.update(teacher=dict(checkpoint='x')), 'needs the momentum encoder, but teacher is a frozen one'),
     ],
 )

@@ -10,7 +10,7 @@ from mmpretrain.models.selfsup.maskfeat import HOGGenerator
 
 from bootmae_mm.models import BootMAEViT, CodeTarget, FrozenTarget, HOGTarget, PixelTarget, TeacherTarget
 from bootmae_mm.models.step import Step, TeacherView
-from bootmae_mm.models.targets.base import Renormalize
+from bootmae_mm.models.targets.base import ImagesFor
 from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.conftest import TINY_ARCH, build, model_info, random_batch, tiny_config
 
@@ -31,15 +31,17 @@ def test_pixels_by_hand(normalize):
     assert target.dims == wanted.numel()
 
 
-def test_normalization_is_changed():
+def test_images_for_another_network():
     info = model_info(mean=torch.tensor([100.0, 110, 120]), std=torch.tensor([50.0, 60, 70]))
-    pixels = torch.rand(2, 3, 4, 4) * 255
+    pixels = torch.rand(2, 3, 8, 12) * 255
     images = (pixels - info.mean[:, None, None]) / info.std[:, None, None]
     mean, std = (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
     wanted = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    torch.testing.assert_close(Renormalize(info, mean, std)(images), wanted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ImagesFor(info, 4, mean, std)(images), wanted, rtol=1e-5, atol=1e-4)
+    larger = F.interpolate(wanted, (28, 42), mode='bicubic', antialias=True)
+    torch.testing.assert_close(ImagesFor(info, 14, mean, std)(images), larger, rtol=1e-5, atol=1e-4)
     with pytest.raises(ConfigError, match='mean and std of the target must have 3 numbers, but have 1 and 3'):
-        Renormalize(info, (1.0,), std)
+        ImagesFor(info, 4, (1.0,), std)
 
 
 @pytest.fixture
@@ -81,6 +83,8 @@ def test_a_step_runs_the_teacher_once_for_masks_and_targets(batch):
 def test_top_k_is_limited():
     with pytest.raises(ConfigError, match='top_k must be at most the 3 blocks of the teacher, but is 4'):
         TeacherTarget(model_info(), top_k=4)
+    with pytest.raises(ConfigError, match='norm=True is for top_k=1'):
+        TeacherTarget(model_info(), norm=True, top_k=2)
 
 
 def test_hog_is_that_of_mmpretrain():
@@ -186,6 +190,11 @@ def test_frozen_features_are_those_of_mmpretrain(tmp_path, features):
 def test_frozen_weights_are_not_in_checkpoints_and_follow_the_device(tmp_path):
     _, target = timm_target(tmp_path, 'tokens')
     assert not target.state_dict() and not list(target.parameters())
+    images = torch.randn(2, 3, 8, 12)
+    wanted = target(images, IDS)
+    encoder = dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', patch_size=14, depth=2)
+    other = FrozenTarget(model_info(), encoder, str(tmp_path / 'vit.pth'), patch_size=14, **IMAGENET)
+    assert torch.equal(other(images, IDS), wanted)  # loads without init_weights, as in evaluation
     assert not target.train().encoder.module.training
     target.load_state_dict({})
     assert next(target.to(torch.float64).encoder.module.parameters()).dtype == torch.float64
@@ -201,6 +210,8 @@ def test_frozen_target_refuses(tmp_path):
         (dict(encoder=dict(type='TIMMBackbone')), 'encoder.model_name must be a valid string, but is None'),
         (dict(encoder=dict(type='TIMMBackbone', model_name='resnet18')), "'resnet18' of timm is no plain ViT"),
         (dict(patch_size=14), 'patch_size of the target is 14, but its encoder has patches of 16'),
+        (dict(encoder=dict(encoder, pretrained=True)), 'encoder.pretrained is not used: the weights come from checkp'),
+        (dict(std=(0.0, 1.0, 1.0)), 'std.0 must be greater than 0, but is 0.0'),
         (dict(features='keys'), "features must be 'tokens', 'block' or 'values'"),
     ):
         options = dict(dict(info=model_info(), encoder=encoder, checkpoint='x.pth'), **changes)
@@ -255,3 +266,17 @@ def test_codes_of_dalle(tmp_path):
     target.patches = 7
     with pytest.raises(ConfigError, match='gives 6 codes per image instead of 7'):
         target(images, IDS)
+    with pytest.raises(ConfigError, match='codes is 16, but the tokenizer has 32'):
+        config = dict(arch=dict(TINY_ARCH), img_size=16, patch_size=4)
+        CodeTarget(model_info(), dict(type='VQKD', encoder_config=config, num_embed=32), 'x', codes=16)
+    vit = dict(type='VisionTransformer', arch=dict(TINY_ARCH), img_size=(8, 12), patch_size=4)
+    target = CodeTarget(model_info(), vit, 'x', codes=16, patch_size=4)
+    target.tokenizer._is_loaded = True
+    with pytest.raises(ConfigError, match=r'gives neither codes \(B, L\) nor logits \(B, 16, rows, columns\)'):
+        target(torch.randn(2, 3, 8, 12), IDS)
+
+
+def test_values_of_an_encoder_that_runs_no_qkv_layer():
+    encoder = dict(type='BEiTViT', arch=dict(TINY_ARCH), patch_size=4)
+    with pytest.raises(ConfigError, match="features 'values' needs an encoder that runs a qkv layer"):
+        FrozenTarget(model_info(), encoder, 'x', features='values', patch_size=4)

@@ -16,6 +16,8 @@ from bootmae_mm.config import check_bound
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.validation import ConfigError, Count, Natural, NonNegative, validated
 
+from ..sharding import unwrapped
+
 ENDLESS = 10**9  # mmengine's `end` of a scheduler without one
 ZERO_ITERATIONS = 20
 SKIPPED = 'skipped_steps'  # in the message hub, and so in checkpoints
@@ -107,6 +109,8 @@ class MonitorHook(RuntimeInfoHook):
         check_bound(runner.cfg)
         check_schedules(runner)
         self._next_warning = 0
+        heads = getattr(unwrapped(runner.model), 'heads', {})
+        self._teacher_stds = {f'{name}_target_std' for name, head in heads.items() if head.target.uses_teacher}
         self._all_zero = 0  # first iterations with a loss and gradient of 0; -1 after any other
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._grad_norm: Tensor | None = None
@@ -221,7 +225,7 @@ class MonitorHook(RuntimeInfoHook):
                     f'loss and gradient were exactly 0 in all of the first {self._all_zero} iterations: nothing is '
                     'learned; is there a single class under softmax, or no label at all?'
                 )
-        stds = {name: value for name, value in numbers.items() if name.endswith('_target_std')}
+        stds = {name: value for name, value in numbers.items() if name in self._teacher_stds}
         name = min(stds, key=lambda name: stds[name], default='')
         if stds and stds[name] < self.min_target_std and iteration >= self._next_warning:
             self._next_warning = iteration + 10 * self._interval

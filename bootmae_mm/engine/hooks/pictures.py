@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.validation import Count, validated
-from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
+from bootmae_mm.visualization import draw_curves, draw_reconstruction, predicts_pixels, read_scalars, reconstruct
 
 from ..sharding import gathered_parameters, is_sharded, unwrapped
 
@@ -54,7 +54,7 @@ class ReconstructionHook(Hook):
     def _draw(self, runner: Runner, step: int) -> None:
         model = unwrapped(runner.model)
         # A sharded model needs all ranks.
-        if getattr(model, 'pixel_head', None) is None or not (is_main_process() or is_sharded(model)):
+        if not predicts_pixels(model) or not (is_main_process() or is_sharded(model)):
             return
         dataset = runner.train_dataloader.dataset
         # Imported here, because mmpretrain's data sets take seconds to import.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.validation import NonNegative, Share, validated
+from bootmae_mm.validation import NonNegative, Share, require, validated
 
 from ..schedules import feature_weight, piecewise_linear
 from ..sharding import unwrapped
@@ -44,7 +44,7 @@ def ema_update(teacher: Sequence[Tensor], student: Sequence[Tensor], decay: floa
 def moving_pairs(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters of teacher and student that :func:`ema_update` takes, in the same order.
 
-    Fixed position embeddings are equal already, and there are no buffers.
+    Fixed position embeddings are equal already. Buffers, such as those of a batch norm, do not follow.
     """
     teacher: list[Tensor] = []
     student: list[Tensor] = []
@@ -146,22 +146,28 @@ class FeatureWeightHook(Hook):
     def __init__(
         self, weight: NonNegative = 1.0, ramp: Share = 0.25, by_epoch: bool = True, branch: str = 'feature'
     ) -> None:
-        self.name = f'{branch}_weight'
+        self.branch = branch
         self.by_epoch = by_epoch
         self.weight = weight
         self.ramp = ramp
 
+    def before_train(self, runner: Runner) -> None:
+        """Check that the branch exists; without a feature branch, the default has nothing to do."""
+        branches = getattr(unwrapped(runner.model), 'branches', [])
+        known = self.branch in branches or self.branch == 'feature'
+        require(known, f'FeatureWeightHook: branch {self.branch!r} must be one of the branches {branches}')
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Set the weight in the model and log it."""
         model = unwrapped(runner.model)
-        if self.name.removesuffix('_weight') not in getattr(model, 'branches', ()):
+        if self.branch not in getattr(model, 'branches', ()):
             return
         position, end = runner.iter, float(runner.max_iters)
         if self.by_epoch:
             position, end = current_epoch(runner), end / len(runner.train_dataloader)
         weight = feature_weight(position, end, self.weight, self.ramp)
-        setattr(model, self.name, weight)
-        runner.message_hub.update_scalar(f'train/{self.name}', weight)
+        setattr(model, f'{self.branch}_weight', weight)
+        runner.message_hub.update_scalar(f'train/{self.branch}_weight', weight)
 
 
 @HOOKS.register_module()
@@ -183,13 +189,16 @@ class MaskingScheduleHook(Hook):
         self.start, self.end = start, end
         self.by_epoch = by_epoch
 
+    def before_train(self, runner: Runner) -> None:
+        """Check that there is something to schedule."""
+        masking = getattr(unwrapped(runner.model), 'masking', None)
+        require(hasattr(masking, 'share'), 'MaskingScheduleHook needs a PredictedErrorMasking in model.masking')
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Set the share in the model and log it."""
-        masking = getattr(unwrapped(runner.model), 'masking', None)
-        if masking is None or not hasattr(masking, 'share'):
-            return
+        masking = unwrapped(runner.model).masking
         position, length = runner.iter, float(runner.max_iters)
         if self.by_epoch:
             position, length = current_epoch(runner), length / len(runner.train_dataloader)
-        masking.share = self.start + (self.end - self.start) * (position + 1) / length
+        masking.share = self.start + (self.end - self.start) * min(1.0, (position + 1) / length)
         runner.message_hub.update_scalar('train/masking_share', masking.share)

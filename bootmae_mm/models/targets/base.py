@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -42,14 +43,14 @@ class Target(BaseModule):
 
     Attributes:
         dims: Numbers per patch that the head has to predict; for codes, the size of the codebook.
-        discrete: Whether the target is one code per patch, for a cross-entropy, instead of numbers.
+        kind: ``'numbers'``; ``'codes'``, one per patch; or ``'distributions'`` over codes. The loss must be for it.
         uses_teacher: Whether ``forward`` needs the model's teacher.
         top_k: Number of the teacher's last blocks that it needs.
         branch: Name of a branch whose errors it needs.
     """
 
     dims: int
-    discrete: bool = False
+    kind: str = 'numbers'
     uses_teacher: bool = False
     top_k: int = 1
     branch: str = ''
@@ -68,16 +69,19 @@ class Target(BaseModule):
         raise NotImplementedError
 
 
-class Renormalize(BaseModule):
-    """Images with another normalization than the model's: (B, C, H, W) -> (B, C, H, W).
+class ImagesFor(BaseModule):
+    """Images as another network wants them: with its normalization, and resized (bicubic) to its size.
 
     Args:
         info: Facts of the model.
-        mean, std: The other statistics, for values in 0..255.
+        patch_size: Side of its patches in pixels; it gets as many of them as the student has.
+        mean, std: Its statistics, for values in 0..255.
     """
 
-    def __init__(self, info: ModelInfo, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, info: ModelInfo, patch_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        rows, columns = info.grid_size
+        self.size = (rows * patch_size, columns * patch_size)
         channels = info.in_channels
         same = len(mean) == len(std) == channels
         require(same, f'mean and std of the target must have {channels} numbers, but have {len(mean)} and {len(std)}')
@@ -88,5 +92,8 @@ class Renormalize(BaseModule):
         self.register_buffer('shift', shift.float()[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Change the normalization."""
-        return images * self.scale + self.shift
+        """(B, C, H, W) -> (B, C, *size)."""
+        images = images * self.scale + self.shift
+        if tuple(images.shape[2:]) == self.size:
+            return images
+        return F.interpolate(images, self.size, mode='bicubic', antialias=True)

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor
 
 from bootmae_mm.config.parts import class_of
 from bootmae_mm.registry import MODELS
-from bootmae_mm.validation import Count, Side, require, validated
+from bootmae_mm.validation import ConfigError, Count, Positive, Side, require, validated
 
 from ..step import Step
-from .base import ModelInfo, Renormalize, Target
+from .base import ImagesFor, ModelInfo, Target
 from .weights import FrozenModule
 
 
@@ -37,7 +36,7 @@ class CodeTarget(Target):
             means 0.1 to 0.9, for DALL-E.
     """
 
-    discrete = True
+    kind = 'codes'
 
     @validated
     def __init__(
@@ -49,27 +48,28 @@ class CodeTarget(Target):
         prefix: str = '',
         patch_size: Side = 16,
         mean: Sequence[float] = (127.5, 127.5, 127.5),
-        std: Sequence[float] = (127.5, 127.5, 127.5),
+        std: Sequence[Positive] = (127.5, 127.5, 127.5),
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.dims = codes
-        self.renormalize = Renormalize(info, mean, std)
-        rows, columns = info.grid_size
-        self.patches = rows * columns
-        self.img_size = (rows * patch_size, columns * patch_size)
+        self.images_for = ImagesFor(info, patch_size, mean, std)
+        self.patches = info.grid_size[0] * info.grid_size[1]
         class_of(tokenizer, BaseModule, 'tokenizer', MMPRETRAIN_MODELS)
-        self.tokenizer = FrozenModule(
-            MMPRETRAIN_MODELS.build({**tokenizer, '_scope_': 'mmpretrain'}), checkpoint, prefix
-        )
+        try:
+            module = MMPRETRAIN_MODELS.build({**tokenizer, '_scope_': 'mmpretrain'})
+        except (TypeError, KeyError, AssertionError) as error:
+            raise ConfigError(f'tokenizer {tokenizer["type"]!r} does not take these options: {error}') from error
+        found = getattr(getattr(module, 'quantize', None), 'num_tokens', codes)
+        require(found == codes, f'codes is {codes}, but the tokenizer has {found}')
+        self.tokenizer = FrozenModule(module, checkpoint, prefix)
 
     @torch.no_grad()
     def forward(self, images: Tensor, ids_mask: Tensor, step: Step | None = None) -> Tensor:
         """Codes of the masked patches: (B, C, H, W), (B * K, M) -> (B * K, M), int64."""
-        images = self.renormalize(images)
-        if tuple(images.shape[2:]) != self.img_size:
-            images = F.interpolate(images, self.img_size, mode='bicubic', antialias=True)
-        out = self.tokenizer(images)
+        out = self.tokenizer(self.images_for(images))
+        is_output = isinstance(out, Tensor) and (out.dim() == 2 or out.dim() == 4 and out.shape[1] == self.dims)
+        require(is_output, f'the tokenizer gives neither codes (B, L) nor logits (B, {self.dims}, rows, columns)')
         codes = (out.argmax(dim=1) if out.is_floating_point() else out).flatten(1)  # (B, L)
         require(
             codes.shape[1] == self.patches,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from bootmae_mm.registry import MODELS
@@ -25,7 +26,12 @@ class ErrorTarget(Target):
     dims = 1
 
     @validated
-    def __init__(self, info: ModelInfo, branch: str = 'pixel', init_cfg: Any = None) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        info: ModelInfo,  # noqa: ARG002
+        branch: Annotated[str, Field(min_length=1)] = 'pixel',
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.branch = branch
 

@@ -7,18 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor, nn
 
 from bootmae_mm.config.parts import class_of
 from bootmae_mm.registry import MODELS
-from bootmae_mm.validation import ConfigError, Side, parse, require, validated
+from bootmae_mm.validation import ConfigError, Positive, Side, parse, require, validated
 
 from ..step import Step
 from ..tokens import take_tokens
-from .base import ModelInfo, Renormalize, Target
+from .base import ImagesFor, ModelInfo, Target
 from .weights import FrozenModule
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -73,6 +72,7 @@ class TimmFeatures(PatchFeatures):
 
     def __init__(self, config: dict, size: tuple[int, int], features: Kind) -> None:
         options = {key: value for key, value in config.items() if key not in ('type', 'model_name')}
+        require('pretrained' not in options, 'encoder.pretrained is not used: the weights come from checkpoint')
         name = parse(str, config.get('model_name'), 'encoder.model_name')
         try:
             import timm
@@ -81,7 +81,7 @@ class TimmFeatures(PatchFeatures):
         require(timm.is_model(name), f'encoder.model_name {name!r} is unknown to timm; see timm.list_models()')
         try:
             vit = timm.create_model(name, pretrained=False, **{'num_classes': 0, 'img_size': size, **options})
-        except TypeError as error:
+        except (TypeError, AssertionError) as error:
             raise ConfigError(f'encoder.model_name {name!r} of timm is no plain ViT: {error}') from error
         is_vit = hasattr(vit, 'blocks') and hasattr(vit, 'num_prefix_tokens')
         require(is_vit, f'encoder.model_name {name!r} of timm is no plain ViT')
@@ -110,7 +110,7 @@ class MMPretrainFeatures(PatchFeatures):
         class_of(config, BaseBackbone, 'encoder', MMPRETRAIN_MODELS)
         try:
             vit = MMPRETRAIN_MODELS.build({**config, **options})
-        except TypeError as error:
+        except (TypeError, AssertionError) as error:
             raise ConfigError(f'encoder {config["type"]!r} is no plain ViT: {error}') from error
         require(hasattr(vit, 'layers'), f'encoder {config["type"]!r} is no plain ViT')
         super().__init__(vit, features)
@@ -160,25 +160,27 @@ class FrozenTarget(Target):
         features: Kind = 'tokens',
         patch_size: Side = 16,
         mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        std: Sequence[Positive] = IMAGENET_STD,
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.renormalize = Renormalize(info, mean, std)
-        rows, columns = info.grid_size
-        self.img_size = (rows * patch_size, columns * patch_size)
+        self.images_for = ImagesFor(info, patch_size, mean, std)
         build = TimmFeatures if encoder.get('type') == 'TIMMBackbone' else MMPretrainFeatures
-        run = build(dict(encoder), self.img_size, features)
+        run = build(dict(encoder), self.images_for.size, features)
         self.dims = run.dims
         projection = next(module for module in run.vit.patch_embed.modules() if isinstance(module, nn.Conv2d))
         side = projection.kernel_size[0]
         require(side == patch_size, f'patch_size of the target is {patch_size}, but its encoder has patches of {side}')
+        if features == 'values':
+            device = next(run.parameters()).device
+            try:
+                run.eval()
+                run(torch.zeros(1, info.in_channels, *self.images_for.size, device=device))
+            except (IndexError, AttributeError) as error:
+                raise ConfigError(f'features {features!r} needs an encoder that runs a qkv layer') from error
         self.encoder = FrozenModule(run, checkpoint, prefix, part='vit', convert=run.convert)
 
     @torch.no_grad()
     def forward(self, images: Tensor, ids_mask: Tensor, step: Step | None = None) -> Tensor:
         """Features of the masked patches: (B, C, H, W), (B * K, M) -> (B * K, M, D)."""
-        images = self.renormalize(images)
-        if tuple(images.shape[2:]) != self.img_size:
-            images = F.interpolate(images, self.img_size, mode='bicubic', antialias=True)
-        return take_tokens(self.encoder(images), ids_mask)
+        return take_tokens(self.encoder(self.images_for(images)), ids_mask)

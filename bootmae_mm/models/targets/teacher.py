@@ -31,6 +31,7 @@ class TeacherTarget(Target):
         super().__init__(init_cfg=init_cfg)
         layers = info.teacher_layers
         require(top_k <= layers, f'top_k must be at most the {layers} blocks of the teacher, but is {top_k}')
+        require(not (norm and top_k > 1), 'norm=True is for top_k=1: several blocks are normalized each on its own')
         self.norm = norm
         self.top_k = top_k
         self.dims = info.teacher_dims

@@ -42,6 +42,7 @@ class FrozenModule(nn.Module):
         module.eval()  # of mmpretrain's, it returns nothing
         object.__setattr__(self, 'module', module)
         self._source = (checkpoint, prefix, part, convert)
+        self._is_loaded = False
 
     def _apply(self, *args: Any, **kwargs: Any) -> FrozenModule:
         self.module._apply(*args, **kwargs)
@@ -54,9 +55,12 @@ class FrozenModule(nn.Module):
             count = load_weights(self.module.get_submodule(part), checkpoint, prefix, convert)
         except ConfigError as error:
             raise type(error)(f'weights of a target: {error}') from error
+        self._is_loaded = True
         print_log(f'target: {count} weights loaded from {checkpoint}', logger='current')
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Run the module."""
+        """Run the module. Load its weights first where nothing has initialized the model, as in evaluation."""
+        if not self._is_loaded and not images.is_meta:
+            self.init_weights()
         return self.module(images)
