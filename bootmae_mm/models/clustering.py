@@ -37,12 +37,12 @@ def sinkhorn(logits: Tensor, iterations: int = 3, eps: float = 1e-8) -> Tensor:
     logits = logits.float()
     largest = logits.amax(dim=-2, keepdim=True)  # (..., 1, clusters)
     all_reduce(largest, op='max')
-    assignments = (logits - largest + MAX_EXPONENT).exp()
+    assignments = (logits - largest + MAX_EXPONENT).exp()  # (..., samples, clusters)
     for _ in range(iterations):
         total = assignments.sum(dim=-2, keepdim=True)  # (..., 1, clusters)
         all_reduce(total)
-        assignments = assignments / (total + eps)
-        assignments = assignments / (assignments.sum(dim=-1, keepdim=True) + eps)
+        assignments = assignments / (total + eps)  # each cluster sums to 1
+        assignments = assignments / (assignments.sum(dim=-1, keepdim=True) + eps)  # each sample sums to 1
     return assignments
 
 
@@ -92,8 +92,9 @@ class ClusterTarget(Target):
         tokens = step.teacher.patch_tokens()  # (B, L, D)
         with torch.enable_grad():
             logits = self.layer(F.normalize(tokens.transpose(0, 1), dim=2, eps=1e-7)).float()  # (L, B, clusters)
-            assignments = sinkhorn(logits.detach() / self.target_temperature, self.iterations)
-            log_prediction = F.log_softmax(logits / self.own_temperature, dim=2)
+            # Over the images of a batch, for every position on its own.
+            assignments = sinkhorn(logits.detach() / self.target_temperature, self.iterations)  # (L, B, clusters)
+            log_prediction = F.log_softmax(logits / self.own_temperature, dim=2)  # (L, B, clusters)
             step.target_loss = -(assignments * log_prediction).sum(2).mean()
         return take_tokens(assignments.transpose(0, 1), ids_mask)
 

@@ -70,7 +70,8 @@ class ViewTarget(Target):
         advice = 'the pipeline needs bootmae_mm.ShiftedView before PackImage'
         require(step.view is not None, f'no second view in the batch: {advice}')
         second = TeacherView(step.teacher.teacher, step.view)
-        return self.projector((second.patch_tokens(norm=False).mean(1),))[0]
+        tokens = second.patch_tokens(norm=False)  # (B, L, D)
+        return self.projector((tokens.mean(1),))[0]  # (B, dims)
 
 
 @MODELS.register_module()
@@ -123,7 +124,8 @@ class ContrastiveHead(BranchHead):
     def loss(self, tokens: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
         """Contrast predictions and targets: (B * K, M, width), (B, dims) -> errors (B * K, 1), and scalars."""
         (projection,) = self.projector((tokens.mean(1),))  # (B * K, dims)
-        (prediction,) = self.predictor((projection,))
+        (prediction,) = self.predictor((projection,))  # (B * K, dims)
         errors, accuracy = info_nce(prediction, target, self.temperature)
+        # 1 for directions that are spread evenly, 0 once all images look alike.
         std = F.normalize(target.float(), dim=1).std(dim=0, correction=0).mean() * target.shape[1] ** 0.5
         return errors.detach()[:, None], dict(loss=errors.mean(), accuracy=accuracy, target_std=std)

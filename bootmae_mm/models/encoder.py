@@ -81,7 +81,7 @@ class PretrainingEncoder(nn.Module):
         x = self.embed_kept(images, ids_keep)  # (B * K, 1 + V, D)
         context = {}
         for index, block in enumerate(self.main_blocks()):
-            x = run_block(block, x, with_cp=self.with_cp)
+            x = run_block(block, x, with_cp=self.with_cp)  # (B * K, 1 + V, D)
             if context_blocks and index in context_blocks:
                 context[index] = x
         return self.final_norm_of(x), context
@@ -99,7 +99,7 @@ class PretrainingEncoder(nn.Module):
         x = self.embed_all(images)  # (B, 1 + L, D)
         outputs = deque([x], maxlen=blocks)
         for block in self.main_blocks()[:-1]:
-            x = block(x)
+            x = block(x)  # (B, 1 + L, D)
             outputs.append(x)
         return list(outputs)
 
@@ -115,7 +115,7 @@ class PretrainingEncoder(nn.Module):
             Tensor (B, M, D), or (B, 1 + L, D) without ``ids``.
         """
         x = self.main_blocks()[-1](x)  # (B, 1 + L, D)
-        x = x if ids is None else take_tokens(x, ids + self.num_extra_tokens)
+        x = x if ids is None else take_tokens(x, ids + self.num_extra_tokens)  # (B, M, D)
         return self.final_norm_of(x) if norm else x
 
     def encode_patches(self, images: Tensor, ids: Tensor, norm: bool = False) -> Tensor:

@@ -108,7 +108,7 @@ class BootMAEHead(BranchHead):
     def loss(self, tokens: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare the prediction with the target; the scalars are ``loss`` and those of :meth:`statistics`."""
         prediction = self(tokens).flatten(2)  # (B, M, D)
-        target = target if self.target.kind == 'codes' else target.flatten(2)
+        target = target if self.target.kind == 'codes' else target.flatten(2)  # (B, M, D); codes (B, M)
         errors = self.criterion(self.compared(prediction), self.compared(target))  # (B, M)
         loss = (weights * errors if self.weighted else errors).mean()
         return errors.detach(), dict(loss=loss, **self.statistics(prediction, target))
@@ -127,6 +127,7 @@ class BootMAEHead(BranchHead):
             codes only ``target_codes``: the number of different codes in the batch.
         """
         if self.target.kind == 'codes':
+            # 1 for every code of the batch, (codes,)
             counts = torch.zeros(self.target.dims, device=target.device).index_fill_(0, target.flatten(), 1.0)
             return dict(target_codes=counts.sum())
         return dict(

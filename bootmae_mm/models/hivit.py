@@ -154,12 +154,12 @@ class BootMAEHiViT(PretrainingEncoder, HiViT):
         patches = take_patches(images, ids_keep, self.patch_size)  # (B * K, V, C, patch, patch)
         parts = self.patch_embed(patches.flatten(0, 1))  # (B * K * V, 1, 4, 4, D / 4): each patch as an image
         x = self._merged(parts.squeeze(1).unflatten(0, ids_keep.shape))  # (B * K, V, D)
-        return x + take_tokens(self.pos_embed, ids_keep)
+        return x + take_tokens(self.pos_embed, ids_keep)  # (B * K, V, D)
 
     def _merged(self, x: Tensor) -> Tensor:
         """Run the stem: (B, N, 4, 4, D / 4) -> (B, N, D)."""
         for block in self.stem_blocks():
-            x = block(x)
+            x = block(x)  # 4 x 4 parts become 2 x 2, then one; the width doubles with each merge
         return x[:, :, 0, 0]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -181,10 +181,11 @@ class BootMAEHiViT(PretrainingEncoder, HiViT):
             if isinstance(block, PatchMerge):  # the end of a stage
                 maps.append(_as_map(x, grid))
             x = block(x)
+        # Parts have merged: (B, L, D)
         x = x[:, :, 0, 0] + resize_pos_embed(self.pos_embed, self.grid_size, grid, 'bicubic', num_extra_tokens=0)
         for block in self.main_blocks():
             x = run_block(block, x, with_cp=self.with_cp)
-        maps.append(_as_map(x[:, :, None, None], grid))
+        maps.append(_as_map(x[:, :, None, None], grid))  # (B, D, rows, columns)
         return tuple(maps[stage] for stage in self.stages)
 
     @property

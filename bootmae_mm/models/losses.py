@@ -74,7 +74,7 @@ class PatchSmoothL1(PatchLoss):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """(B, M, ...), (B, M, ...) -> (B, M)."""
-        errors = F.smooth_l1_loss(prediction.float(), target.float(), beta=self.beta, reduction='none')
+        errors = F.smooth_l1_loss(prediction.float(), target.float(), beta=self.beta, reduction='none')  # (B, M, ...)
         return errors.flatten(2).mean(2)
 
 
@@ -122,6 +122,6 @@ class PatchRanking(PatchLoss):
         """(B, M, 1), (B, M, 1) -> (B, M)."""
         prediction, target = prediction.float().flatten(1), target.float().flatten(1)  # (B, M)
         difference = prediction[:, :, None] - prediction[:, None]  # (B, M, M)
-        larger = target[:, :, None] - target[:, None]  # its sign is what the difference should have
-        errors = -F.logsigmoid(difference * larger.sign()) * (larger != 0)
+        larger = target[:, :, None] - target[:, None]  # (B, M, M); its sign is what the difference should have
+        errors = -F.logsigmoid(difference * larger.sign()) * (larger != 0)  # equal targets, as on the diagonal: none
         return errors.sum(2) / max(1, target.shape[1] - 1)

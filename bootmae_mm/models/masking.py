@@ -86,15 +86,15 @@ class AttentionMasking(DeviceMasking):
         attention = teacher.class_attention().mean(1)  # (B, L), over heads
         attention = attention.repeat_interleave(len(order) // len(attention), 0)  # (B * K, L)
         # Patches in the order of visibility, the last are masked; equal attention falls as the loader ordered it.
-        score = attention.gather(1, order) * (-1 if self.strategy == 'low' else 1)
-        order = order.gather(1, score.argsort(dim=1, stable=True))
+        score = attention.gather(1, order) * (-1 if self.strategy == 'low' else 1)  # (B * K, L)
+        order = order.gather(1, score.argsort(dim=1, stable=True))  # (B * K, L)
         if self.num_shown:
             fits = self.num_shown <= kept
             require(fits, f'masking.shown_share keeps {self.num_shown} patches visible, but only {kept} are kept')
             rank = torch.argsort(torch.cat([ids_keep, ids_mask], dim=1), dim=1)  # (B * K, L): place of a patch
             hinted = order[:, -self.num_hinted :]  # the most attention
             hinted = hinted.gather(1, rank.gather(1, hinted).argsort(dim=1))  # in the loader's order
-            shown = hinted[:, : self.num_shown]
+            shown = hinted[:, : self.num_shown]  # to the front, where patches are kept
             order = torch.cat([shown, order[:, : -self.num_hinted], hinted[:, self.num_shown :]], dim=1)
         return order[:, :kept], order[:, kept:]
 
@@ -159,7 +159,7 @@ class PredictedErrorMasking(DeviceMasking):
         order = torch.cat([ids_keep, ids_mask], dim=1)  # (B * K, L), a random order
         errors = self.predicted_errors(teacher).float()  # (B, L)
         errors = errors.repeat_interleave(len(order) // len(errors), 0).gather(1, order)  # (B * K, L)
-        hard = errors.argsort(dim=1, stable=True)[:, -chosen:]
-        is_hard = torch.zeros_like(errors).scatter_(1, hard, 1.0)
+        hard = errors.argsort(dim=1, stable=True)[:, -chosen:]  # (B * K, chosen), places in the order
+        is_hard = torch.zeros_like(errors).scatter_(1, hard, 1.0)  # (B * K, L)
         order = order.gather(1, is_hard.argsort(dim=1, stable=True))  # hard ones last, the others as they were
         return order[:, :kept], order[:, kept:]

@@ -59,7 +59,7 @@ class TeacherView:
         hidden, ids = self._hidden, ids_mask + self.teacher.num_extra_tokens
         if '_last' in self.__dict__ or len(ids_mask) != len(self.images):  # needed as a whole, or by several masks
             last = take_tokens(self._last, ids)  # (B * K, M, D)
-            last = self.teacher.final_norm_of(last) if norm else last
+            last = self.teacher.final_norm_of(last) if norm else last  # a norm of each token on its own
         else:
             last = self.teacher.encode_last(hidden[-1], ids_mask, norm)  # (B, M, D)
         if top_k == 1:

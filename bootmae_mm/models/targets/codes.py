@@ -76,4 +76,4 @@ class CodeTarget(Target):
             f'the tokenizer gives {codes.shape[1]} codes per image instead of {self.patches}: check patch_size',
         )
         ids = ids_mask.reshape(len(images), -1)  # (B, K * M)
-        return codes.gather(1, ids).view(ids_mask.shape)
+        return codes.gather(1, ids).view(ids_mask.shape)  # (B * K, M)

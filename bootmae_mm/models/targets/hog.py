@@ -66,4 +66,5 @@ class HOGTarget(Target):
         """Histograms of the masked patches: (B, 3, H, W), (B * K, M) -> (B * K, M, 3 * bins * cells**2)."""
         with torch.autocast('cpu' if images.is_meta else images.device.type, enabled=False):
             histograms = self.hog(images.float())  # (B, 3 * bins, rows * cells, columns * cells)
+        # In the order of mmpretrain: histograms, then rows and columns of cells.
         return take_patches(histograms, ids_mask, self.cells).flatten(2)
