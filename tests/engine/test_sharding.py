@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bootmae_mm.visualization import read_scalars
-from tests.conftest import ROOT, run_config
+from tests.conftest import ROOT, run_config, tiny_config
 from tests.tools.test_tools import free_port, shell
 
 SHARDED = "model_wrapper_cfg = dict(_delete_=True, type='bootmae_mm.FullyShardedDataParallel')\n"
@@ -64,3 +64,39 @@ def test_sharded_training_equals_unsharded_training(tmp_path, image_folder):
         sys.executable, ROOT / 'tools/test.py', sharded, tmp_path / 'sharded/epoch_3.pth', '--work-dir', tmp_path / 'c'
     )
     assert status == 0, err[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
+def test_all_kinds_of_branches_and_masks_are_sharded(tmp_path, image_folder):
+    """Clusters and contrast, which look at all processes, several blocks of the teacher, and predicted errors."""
+    model = tiny_config(masking=dict(type='bootmae_mm.PredictedErrorMasking', share=0.5))
+    model['neck'].update(
+        difficulty=dict(width=8, depth=1, context_block=None),
+        cluster=dict(depth=1),
+        contrast=dict(depth=1),
+    )
+    model['feature_head']['target'] = dict(type='bootmae_mm.TeacherTarget', top_k=2)
+    target, loss = dict(type='bootmae_mm.ErrorTarget'), dict(type='bootmae_mm.PatchRanking')
+    model['difficulty_head'] = dict(type='bootmae_mm.BootMAEHead', target=target, loss=loss)
+    target = dict(type='bootmae_mm.ClusterTarget', clusters=6)
+    model['cluster_head'] = dict(type='bootmae_mm.ClusterHead', target=target)
+    model['contrast_head'] = dict(type='bootmae_mm.ContrastiveHead', hidden=16, dims=8)
+    whole = run_config(tmp_path / 'whole.py', image_folder, model, batch_size=2, epochs=2)
+    text = whole.read_text().replace('scale=(32, 48)', 'scale=(36, 52)', 1)
+    view = "dict(type='bootmae_mm.ShiftedView', size=(32, 48)),\n    dict(type='bootmae_mm.RandomFlip'"
+    text = text.replace("dict(type='bootmae_mm.RandomFlip'", view, 1)
+    text = text.replace('min_block=2, max_block=6, roll=4', "strategy='random'")
+    text = text.replace('reconstruction=dict(interval=2, num_images=2)', 'reconstruction=None')
+    whole.write_text(text)
+    sharded = tmp_path / 'sharded.py'
+    sharded.write_text(text + SHARDED)
+    launch(whole, tmp_path / 'whole')
+    launch(sharded, tmp_path / 'sharded')
+    log = read_scalars(tmp_path / 'whole')
+    assert len(log) == 4
+    for a, b in zip(log, read_scalars(tmp_path / 'sharded'), strict=True):
+        losses = [name for name in a if name.endswith('loss')]
+        assert len(losses) == 7, losses  # five branches, the clusters' own, and the sum
+        for name in losses:
+            assert b[name] == pytest.approx(a[name], rel=1e-3), (a['step'], name)
