@@ -1,5 +1,7 @@
 """Targets: by hand, against other implementations, and what they refuse."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -8,11 +10,12 @@ from mmpretrain.models import VQKD, VisionTransformer
 from mmpretrain.models.selfsup.cae import DALLEEncoder
 from mmpretrain.models.selfsup.maskfeat import HOGGenerator
 
-from bootmae_mm.models import BootMAEViT, CodeTarget, FrozenTarget, HOGTarget, PixelTarget, TeacherTarget
+from bootmae_mm.models import BootMAEViT, CodeTarget, FrozenTarget, HOGTarget, PatchSmoothL1, PixelTarget, TeacherTarget
 from bootmae_mm.models.step import Step, TeacherView
 from bootmae_mm.models.targets.base import ImagesFor
+from bootmae_mm.models.tokens import take_tokens
 from bootmae_mm.validation import ConfigError, MissingFileError
-from tests.conftest import TINY_ARCH, build, model_info, random_batch, tiny_config
+from tests.conftest import ROOT, TINY_ARCH, build, model_info, random_batch, tiny_config
 
 IDS = torch.tensor([[4, 0, 5], [1, 2, 3]])
 
@@ -66,6 +69,28 @@ def test_features_of_the_last_blocks_by_hand(teacher, top_k, masks):
     found = TeacherTarget(model_info(), top_k=top_k)(images, ids, step)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert not found.requires_grad
+
+
+def test_mean_of_blocks_is_that_of_data2vec():
+    """Numbers of the authors' engine_for_cyclical.py, at af9a363."""
+    reference = json.loads((ROOT / 'tests/reference/data2vec.json').read_text())
+    *hidden, last = (torch.tensor(block) for block in reference['blocks'])  # (B, L, D) each
+    ids = torch.tensor(reference['ids_mask'])
+
+    class Teacher:
+        num_extra_tokens = 0
+
+        def encode_hidden(self, images, blocks):
+            return hidden[-blocks:]
+
+        def encode_last(self, x, ids, norm):
+            return take_tokens(last, ids)
+
+    view = TeacherView(Teacher(), torch.empty(2, 3, 1, 1), 3)
+    found = TeacherTarget(model_info(), top_k=3)(torch.empty(0), ids, Step(view))
+    torch.testing.assert_close(found, torch.tensor(reference['targets']))
+    loss = PatchSmoothL1(reference['beta'])(torch.tensor(reference['prediction']), found).mean()
+    assert loss.item() == pytest.approx(reference['loss'], rel=1e-5)
 
 
 def test_a_step_runs_the_teacher_once_for_masks_and_targets(batch):
