@@ -59,6 +59,21 @@ def _weights_in(checkpoint: dict) -> dict:
     return {name.removeprefix('module.'): value for name, value in state.items()}
 
 
+def misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Compare weights of a file with those of a module.
+
+    Returns:
+        Names that the file lacks, and one description for each weight of another shape.
+    """
+    missing = [name for name in wanted if name not in state]
+    wrong = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    return missing, wrong
+
+
 def load_weights(
     module: nn.Module, checkpoint: str | Path, prefix: str = '', convert: Callable[[dict], dict] | None = None
 ) -> int:
@@ -81,12 +96,7 @@ def load_weights(
     state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     state = convert(state) if convert else state
     wanted = module.state_dict()
-    missing = [name for name in wanted if name not in state]
-    wrong = [
-        f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
+    missing, wrong = misfits(state, wanted)
     require(
         not missing and not wrong,
         f'{checkpoint} does not fit {type(module).__name__}: {len(missing)} of {len(wanted)} weights are missing '
@@ -175,19 +185,17 @@ def load_encoder(
     report = LoadReport(str(checkpoint))
     if resize:
         report.resized = encoder.resize_positions(state, grid)
-    wrong = []
+    absent, wrong = misfits(state, wanted)
     for name, value in wanted.items():
         if name in state and state[name].shape == value.shape:
             report.loaded.append(name)
-            continue
-        (report.fresh if name in may_be_fresh and name not in state else report.missing).append(name)
-        if name in state:
-            wrong.append(f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}')
+        else:
+            (report.fresh if name in may_be_fresh and name in absent else report.missing).append(name)
     report.unused = sorted(set(state) - set(wanted))
     report.resized = [name for name in report.resized if name in report.loaded]
 
     total = len(wanted) - len(report.fresh)
-    absent = [name for name in report.missing if name not in state]
+    absent = [name for name in absent if name in report.missing]
     require(
         report.loaded and len(report.loaded) >= min_share * total,
         f'{checkpoint} does not fit the encoder: {len(absent)} of {total} weights missing {absent[:3]}, {len(wrong)} '

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bootmae_mm.checkpoints.encoder import encoder_state
+from bootmae_mm.checkpoints.encoder import encoder_state, misfits
 from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.validation import STRICT, ConfigError, Count, Natural, NonNegative, Positive, parse
 
@@ -162,12 +162,7 @@ def check_checkpoint(runner: Runner, path: str, complete: bool = True) -> dict:
     state = checkpoint.get('state_dict', checkpoint)
     model = unwrapped(runner.model)
     wanted = model.state_dict()
-    missing = [name for name in wanted if name not in state]
-    wrong = [
-        f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
+    missing, wrong = misfits(state, wanted)
     fitting = sum(name in state for name in wanted)
     if not complete and fitting >= len(wanted) / 10:
         # Pretraining needs all weights but the teacher's, a copy at first; a fine-tuned model may have a new head.

@@ -82,16 +82,16 @@ class AttentionMasking(DeviceMasking):
     @torch.no_grad()
     def forward(self, teacher: TeacherView, ids_keep: Tensor, ids_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Draw masks: (B * K, V), (B * K, M) -> (B * K, V), (B * K, M)."""
-        kept, order = ids_keep.shape[1], torch.cat([ids_keep, ids_mask], dim=1)  # (B * K, L), a random order
+        kept, given = ids_keep.shape[1], torch.cat([ids_keep, ids_mask], dim=1)  # (B * K, L), a random order
         attention = teacher.class_attention().mean(1)  # (B, L), over heads
-        attention = attention.repeat_interleave(len(order) // len(attention), 0)  # (B * K, L)
+        attention = attention.repeat_interleave(len(given) // len(attention), 0)  # (B * K, L)
         # Patches in the order of visibility, the last are masked; equal attention falls as the loader ordered it.
-        score = attention.gather(1, order) * (-1 if self.strategy == 'low' else 1)  # (B * K, L)
-        order = order.gather(1, score.argsort(dim=1, stable=True))  # (B * K, L)
+        score = attention.gather(1, given) * (-1 if self.strategy == 'low' else 1)  # (B * K, L)
+        order = given.gather(1, score.argsort(dim=1, stable=True))  # (B * K, L)
         if self.num_shown:
             fits = self.num_shown <= kept
             require(fits, f'masking.shown_share keeps {self.num_shown} patches visible, but only {kept} are kept')
-            rank = torch.argsort(torch.cat([ids_keep, ids_mask], dim=1), dim=1)  # (B * K, L): place of a patch
+            rank = given.argsort(dim=1)  # (B * K, L): place of a patch
             hinted = order[:, -self.num_hinted :]  # the most attention
             hinted = hinted.gather(1, rank.gather(1, hinted).argsort(dim=1))  # in the loader's order
             shown = hinted[:, : self.num_shown]  # to the front, where patches are kept

@@ -70,7 +70,7 @@ def test_block_masks_have_the_authors_distribution():
     [
         ((8, 15), 70, 6, 25, 0.5),
         ((4, 5), 11, 4, 9, 0.2),  # many blocks are as high or as wide as the grid
-        ((9, 9), 50, 12, 12, 0.3),  # sides are rounded, so many blocks are larger than max_block
+        ((9, 9), 50, 12, 12, 0.3),  # blocks often exceed max_block, as their sides are rounded
     ],
 )
 def test_block_masks_of_other_grids_have_the_authors_distribution(grid, masked, min_block, max_block, min_aspect):

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 
 from bootmae_mm.engine.hooks import MonitorHook
 from bootmae_mm.visualization import read_scalars
+from tests.conftest import tiny_config
 from tests.engine.test_hooks import make_runner
 
 
@@ -189,6 +190,17 @@ def test_a_collapse_is_logged(tmp_path, image_folder):
     assert log.read_text().count('have collapsed') == 1
     with pytest.raises(ValueError, match='^max_skipped must be greater than or equal to 0, but is -1$'):
         MonitorHook(max_skipped=-1)
+
+
+def test_no_collapse_of_what_the_teacher_does_not_give(tmp_path, image_folder):
+    """Flat images have equal histograms, which says nothing about the teacher."""
+    head = dict(type='bootmae_mm.BootMAEHead', target=dict(type='bootmae_mm.HOGTarget'))
+    options = {'default_hooks.runtime_info.min_target_std': 0.1}
+    runner = make_runner(tmp_path, image_folder, options, model=tiny_config(feature_head=head))
+    runner.model.feature_head.statistics = lambda prediction, target: dict(target_std=torch.tensor(0.05))
+    runner.train()
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert 'feature_target_std: 0.05' in log.read_text() and 'collapsed' not in log.read_text()
 
 
 def test_norms_before_and_after_clipping_are_logged(tmp_path, image_folder):
