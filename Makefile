@@ -29,7 +29,7 @@ bench: install  ## measure a training step and the loader on this machine
 	@$(BIN)/python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --json work_dirs/benchmark/loader.json
 
 test: install  ## run the test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-faults: install  ## kill runs and damage their files: twenty random tries each (FORM=short: one)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
@@ -41,7 +41,7 @@ test-fast: install  ## run the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow and not fault"
 
 test-upstream: install-upstream  ## run the test suite with the original OpenMMLab distributions
-	@$(ENV)-upstream/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(ENV)-upstream/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: install  ## check style, spelling, types and the layers of the package
 	@$(BIN)/ruff check .

@@ -14,6 +14,15 @@ from tests.tools.test_tools import free_port, shell
 SHARDED = "model_wrapper_cfg = dict(_delete_=True, type='bootmae_mm.FullyShardedDataParallel')\n"
 
 
+# A ranking does not depend on them: their gradients are rounding noise, which AdamW scales up.
+WITHOUT_GRADIENT = (
+    'neck.decoders.difficulty.norm.bias',
+    'difficulty_head.projection.bias',
+    'masking.decoder.norm',
+    'masking.projection.bias',
+)
+
+
 def launch(config, work_dir, *arguments):
     status, out, err = shell(
         ROOT / 'tools/dist_train.sh', config, 2, '--work-dir', work_dir, *arguments, PORT=free_port()
@@ -26,6 +35,8 @@ def assert_same_states(one, other):
     """Compare weights and optimizer states of two checkpoints as full tensors."""
     one, other = (torch.load(path, weights_only=False) for path in (one, other))
     for name, value in one['state_dict'].items():
+        if name.startswith(WITHOUT_GRADIENT):
+            continue
         torch.testing.assert_close(other['state_dict'][name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert one['optimizer']['param_groups'] == other['optimizer']['param_groups']
     for index, values in one['optimizer']['state'].items():
@@ -33,10 +44,34 @@ def assert_same_states(one, other):
             torch.testing.assert_close(other['optimizer']['state'][index][name], value, rtol=1e-3, atol=1e-7, msg=name)
 
 
+def all_kinds() -> dict:
+    """A model with clusters and contrast, which look at all processes, several blocks of the teacher, and HPM."""
+    model = tiny_config(masking=dict(type='bootmae_mm.PredictedErrorMasking', share=0.5))
+    decoders = dict(
+        difficulty=dict(width=8, depth=1, context_block=None), cluster=dict(depth=1), contrast=dict(depth=1)
+    )
+    model['neck'].update(decoders)
+    model['feature_head']['target'] = dict(type='bootmae_mm.TeacherTarget', top_k=2)
+    target, loss = dict(type='bootmae_mm.ErrorTarget'), dict(type='bootmae_mm.PatchRanking')
+    model['difficulty_head'] = dict(type='bootmae_mm.BootMAEHead', target=target, loss=loss)
+    target = dict(type='bootmae_mm.ClusterTarget', clusters=6)
+    model['cluster_head'] = dict(type='bootmae_mm.ClusterHead', target=target)
+    # A norm over a batch of two images would scale rounding up.
+    model['contrast_head'] = dict(
+        type='bootmae_mm.ContrastiveHead', hidden=16, dims=8, norm_cfg=dict(type='LN'), temperature=0.2
+    )
+    return model
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
 def test_sharded_training_equals_unsharded_training(tmp_path, image_folder):
-    whole = run_config(tmp_path / 'whole.py', image_folder, batch_size=2, accumulate=1)
+    whole = run_config(tmp_path / 'whole.py', image_folder, all_kinds(), batch_size=2, accumulate=1)
+    text = whole.read_text().replace('scale=(32, 48)', 'scale=(36, 52)', 1)
+    flip = "dict(type='bootmae_mm.RandomFlip'"
+    text = text.replace(flip, f"dict(type='bootmae_mm.ShiftedView', size=(32, 48)),\n    {flip}", 1)
+    text = text.replace('crop_size=(48, 32)), train', 'crop_size=(48, 32)), train_pipeline[2], train')
+    whole.write_text(text.replace('min_block=2, max_block=6, roll=4', "strategy='random'"))
     sharded = tmp_path / 'sharded.py'
     sharded.write_text(whole.read_text() + SHARDED)
     launch(whole, tmp_path / 'whole')
@@ -47,7 +82,9 @@ def test_sharded_training_equals_unsharded_training(tmp_path, image_folder):
     share = int(here.replace(',', '')) / int(everywhere.replace(',', ''))
     assert 0.45 < share < 0.6  # the first dimension of small tensors does not divide evenly
     for a, b in zip(read_scalars(tmp_path / 'whole'), read_scalars(tmp_path / 'sharded'), strict=True):
-        for name in ('loss', 'pixel_loss', 'feature_loss', 'feature_target_norm', 'grad_norm', 'lr', 'ema_decay'):
+        losses = [name for name in a if name.endswith('loss')]
+        assert len(losses) == 7, losses  # five branches, the clusters' own, and the sum
+        for name in (*losses, 'feature_target_norm', 'grad_norm', 'lr', 'ema_decay'):
             assert b[name] == pytest.approx(a[name], rel=1e-4), (a['step'], name)
     assert_same_states(tmp_path / 'whole/epoch_3.pth', tmp_path / 'sharded/epoch_3.pth')
     pictures = sorted(path.name for path in (tmp_path / 'whole').rglob('reconstruction*.png'))
@@ -64,39 +101,3 @@ def test_sharded_training_equals_unsharded_training(tmp_path, image_folder):
         sys.executable, ROOT / 'tools/test.py', sharded, tmp_path / 'sharded/epoch_3.pth', '--work-dir', tmp_path / 'c'
     )
     assert status == 0, err[-2000:]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
-def test_all_kinds_of_branches_and_masks_are_sharded(tmp_path, image_folder):
-    """Clusters and contrast, which look at all processes, several blocks of the teacher, and predicted errors."""
-    model = tiny_config(masking=dict(type='bootmae_mm.PredictedErrorMasking', share=0.5))
-    model['neck'].update(
-        difficulty=dict(width=8, depth=1, context_block=None),
-        cluster=dict(depth=1),
-        contrast=dict(depth=1),
-    )
-    model['feature_head']['target'] = dict(type='bootmae_mm.TeacherTarget', top_k=2)
-    target, loss = dict(type='bootmae_mm.ErrorTarget'), dict(type='bootmae_mm.PatchRanking')
-    model['difficulty_head'] = dict(type='bootmae_mm.BootMAEHead', target=target, loss=loss)
-    target = dict(type='bootmae_mm.ClusterTarget', clusters=6)
-    model['cluster_head'] = dict(type='bootmae_mm.ClusterHead', target=target)
-    model['contrast_head'] = dict(type='bootmae_mm.ContrastiveHead', hidden=16, dims=8)
-    whole = run_config(tmp_path / 'whole.py', image_folder, model, batch_size=2, epochs=2)
-    text = whole.read_text().replace('scale=(32, 48)', 'scale=(36, 52)', 1)
-    view = "dict(type='bootmae_mm.ShiftedView', size=(32, 48)),\n    dict(type='bootmae_mm.RandomFlip'"
-    text = text.replace("dict(type='bootmae_mm.RandomFlip'", view, 1)
-    text = text.replace('min_block=2, max_block=6, roll=4', "strategy='random'")
-    text = text.replace('reconstruction=dict(interval=2, num_images=2)', 'reconstruction=None')
-    whole.write_text(text)
-    sharded = tmp_path / 'sharded.py'
-    sharded.write_text(text + SHARDED)
-    launch(whole, tmp_path / 'whole')
-    launch(sharded, tmp_path / 'sharded')
-    log = read_scalars(tmp_path / 'whole')
-    assert len(log) == 4
-    for a, b in zip(log, read_scalars(tmp_path / 'sharded'), strict=True):
-        losses = [name for name in a if name.endswith('loss')]
-        assert len(losses) == 7, losses  # five branches, the clusters' own, and the sum
-        for name in losses:
-            assert b[name] == pytest.approx(a[name], rel=1e-3), (a['step'], name)
