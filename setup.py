@@ -14,19 +14,31 @@ ONEDL = ['onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4', 'onedl-mmpre
 OPENMMLAB = ['mmengine>=0.10.7,<0.12', 'mmcv-lite>=2.1.0,<2.2', 'mmpretrain>=1.2.0,<1.3', 'setuptools<81']
 
 
+FOLDERS = ('configs', 'tools', 'benchmarks')
 # Tools for the repository: what they import is not installed.
-UNINSTALLED = ('install.py', 'benchmark.py', 'check_parity.py', 'demo.py', 'demo_transfer.py', 'make_digit_scenes.py')
+UNINSTALLED = ('install.py', 'check_parity.py', 'demo.py', 'demo_transfer.py', 'make_digit_scenes.py')
+
+
+def link_configs(target: Path) -> None:
+    """Links to the repository, where mmengine looks for `bootmae_mm::` in an editable install."""
+    target.mkdir(exist_ok=True)
+    for name in (*FOLDERS, 'model-index.yml'):
+        link = target / name
+        if not link.exists():
+            link.unlink(missing_ok=True)  # dangling
+            link.symlink_to(ROOT / name)
 
 
 class BuildWithConfigs(build_py):
-    """Copies the configs, the tools and model-index.yml to bootmae_mm/.mim, where OpenMMLab's tools look for them."""
+    """Copies configs, tools and model-index.yml to bootmae_mm/.mim, where OpenMMLab's tools look for them."""
 
     def run(self) -> None:
         super().run()
-        if self.editable_mode:  # the repository itself is used
+        if self.editable_mode:
+            link_configs(ROOT / 'bootmae_mm' / '.mim')
             return
         target = Path(self.build_lib) / 'bootmae_mm' / '.mim'
-        for folder in ('configs', 'tools'):
+        for folder in FOLDERS:
             shutil.copytree(
                 ROOT / folder,
                 target / folder,
@@ -54,6 +66,7 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['bootmae_mm', 'bootmae_mm.*']),
     package_data={'bootmae_mm': ['py.typed']},
+    entry_points={'console_scripts': ['bootmae = bootmae_mm.commands:main']},
     cmdclass={'build_py': BuildWithConfigs},
     install_requires=[
         'torch>=2.6,<2.12',
@@ -61,6 +74,7 @@ setup(
         'numpy>=2',
         'matplotlib',
         'pydantic>=2.8,<3',
+        'rich',
         'safetensors',
         'tensorboard',
     ],

@@ -23,6 +23,7 @@ def parse_value(text: str, current: Any = None) -> Any:
         current: Value of the key in the config, or None.
     """
     text = text.strip()
+    current = None if current == 'auto' else current  # a value to choose, of any type
     if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"' and text[0] not in text[1:-1]:
         return text[1:-1]
     if text.lower() in CONSTANTS and (text != 'none' or not isinstance(current, str)):

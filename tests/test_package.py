@@ -1,8 +1,10 @@
 """The package as pip installs it, its registries as other configs use them, and its documents."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 import bootmae_mm
 from bootmae_mm.config import load_config
 from bootmae_mm.data import MaskSampling
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_images
+from tests.engine.test_auto import tiny_options
 
 PUBLIC = ['BootMAE', 'BootMAEViT', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEFeatureHead', 'BootMAEDataPreprocessor']
 
@@ -38,6 +41,18 @@ def test_installed_package_is_complete(tmp_path):
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert str(package) in done.stdout and done.stdout.strip().endswith('BootMAE')
+    # The commands work without the repository: configs, tools and benchmarks come along.
+    site = {**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}
+    command = [sys.executable, '-m', 'bootmae_mm']
+    done = subprocess.run([*command, 'config'], capture_output=True, text=True, cwd=tmp_path, env=site)
+    assert len(done.stdout.split()) == len([path for path in ours if path.endswith('.py') and '_base_' not in path])
+    (tmp_path / 'child.py').write_text("_base_ = 'bootmae_mm::pretrain/bootmae_auto.py'\n")
+    done = subprocess.run([*command, 'config', 'child.py'], capture_output=True, text=True, cwd=tmp_path, env=site)
+    assert done.returncode == 0 and "max_epochs='auto'" in done.stdout, done.stderr
+    step = ['bench', 'step', package / '.mim/configs/pretrain/bootmae_vitt_digits.py', '--batch', '2', '--repeats', '1']
+    done = subprocess.run([*command, *step], capture_output=True, text=True, cwd=tmp_path, env=site)
+    assert done.returncode == 0 and 'images/s' in done.stdout, done.stderr
+    assert (tmp_path / 'site/bin/bootmae').is_file()
 
 
 @pytest.mark.slow
@@ -65,9 +80,32 @@ def test_version():
     assert bootmae_mm.__version__.count('.') == 2
 
 
+def blocks(language: str) -> list[str]:
+    """Code blocks of the README."""
+    return re.findall(rf'```{language}\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_three_lines_of_the_readme_run(tmp_path):
+    """As they stand, but for a small model."""
+    write_images(tmp_path / 'images', 8)
+    options = tiny_options()
+    (python,) = [block for block in blocks('python') if 'pretrain(' in block]
+    python = python.replace("out='run')", f"out='run', epochs=1, options={options!r})")
+    python += "\nassert features.shape == (8, 24) and encoder('images/part0/image 0.png').mean.shape == (1, 24)\n"
+    shell = blocks('shell')[0].splitlines()
+    assert len(shell) == 3
+    shell[0] += ' --epochs 1 --cfg-options ' + ' '.join(f'"{key}={value}"' for key, value in options.items())
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    for command in ([sys.executable, '-c', python], ['bash', '-ec', 'rm -r run\n' + '\n'.join(shell)]):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, 'PATH': path})
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / 'features.npy').is_file() and (tmp_path / 'run/epoch_1_timm/config.json').is_file()
+
+
 def test_example_of_the_readme_builds(tmp_path):
-    example = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL).group(1)
-    (tmp_path / 'child.py').write_text(example.replace('/path/to/bootmae_mm', str(ROOT)))
+    (example,) = [block for block in blocks('python') if '_base_' in block]
+    (tmp_path / 'child.py').write_text(example)
     cfg = load_config(tmp_path / 'child.py')
     with torch.device('meta'):
         model = MODELS.build(cfg.model)

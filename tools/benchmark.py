@@ -35,7 +35,8 @@ PHOTOGRAPHS = 'work_dirs/benchmark/photographs'
 
 
 def read_command_line() -> argparse.Namespace:
-    from bootmae_mm.cli import cfg_options_argument, parse_args
+    from bootmae_mm.checkpoints.trust import choose_trust
+    from bootmae_mm.commands.arguments import cfg_options_argument, trust_argument
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest='what', required=True)
@@ -83,7 +84,10 @@ def read_command_line() -> argparse.Namespace:
     scale.add_argument('--processes', type=int, nargs='*', help='numbers of processes (default: 1 2 4 8, as GPUs go)')
     scale.add_argument('--batches', type=int, nargs='*', help='batches (default: 64 128 256 on a GPU, 2 4 8 on a CPU)')
     scale.add_argument('--sizes', type=int, nargs='*', default=[160, 320], help='sizes in pixels (default: 160 320)')
-    return parse_args(parser)
+    trust_argument(parser)
+    args = parser.parse_args()
+    choose_trust(args.trust_checkpoint)
+    return args
 
 
 def photographs(given: str | None) -> str:

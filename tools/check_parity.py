@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from benchmarks.parity import Parity
-    from bootmae_mm.cli import errors_in_one_line
+    from bootmae_mm.commands.arguments import errors_in_one_line
 
     with errors_in_one_line():
         differences = Parity.from_files(args.prefix).run()

@@ -73,7 +73,7 @@ def table(results: dict) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    from bootmae_mm.cli import cfg_options_argument
+    from bootmae_mm.commands.arguments import cfg_options_argument
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', default='work_dirs/demo', help='where results go')

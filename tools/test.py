@@ -1,61 +1,7 @@
 #!/usr/bin/env python3
-"""Evaluate a checkpoint with the test set and metrics of a config.
+"""The command `bootmae test` as a script."""
 
-For pretraining these are the losses on held-out images.
-
-Examples:
-    python tools/test.py configs/pretrain/bootmae_vitb.py work_dirs/bootmae_vitb/epoch_800.pth
-    tools/dist_test.sh configs/pretrain/bootmae_vitb.py work_dirs/bootmae_vitb/epoch_800.pth 8
-"""
-
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
-
-
-def main() -> None:
-    from bootmae_mm.cli import common_arguments, parse_args
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common_arguments(parser)
-    parser.add_argument('checkpoint', help='path of the checkpoint')
-    parser.add_argument('--out', help='write the metrics to this JSON file')
-    args = parse_args(parser)
-    from mmengine.dist import is_main_process
-    from mmengine.fileio import dump
-    from mmengine.runner import Runner
-
-    from bootmae_mm.engine.checks import built, check_checkpoint, check_classes, check_dataset, check_same_classes
-    from bootmae_mm.engine.launch import exit_with, finish, prepare, read_config
-    from bootmae_mm.validation import MissingFileError
-
-    try:
-        cfg = read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-        if not Path(args.checkpoint).is_file():
-            raise MissingFileError(f'no checkpoint {args.checkpoint}')
-        cfg.load_from = args.checkpoint
-        cfg.resume = False
-        prepare(cfg, training=False)
-        runner = Runner.from_cfg(cfg)
-        meta = check_checkpoint(runner, args.checkpoint)
-        dataset = built(cfg.test_dataloader.dataset, lambda: runner.test_loop.dataloader).dataset
-        check_dataset(dataset)
-        check_classes(runner.model, dataset)
-        check_same_classes(
-            (meta.get('dataset_meta') or {}).get('classes'),
-            getattr(dataset, 'metainfo', {}).get('classes'),
-            'the training of the checkpoint and the test set',
-        )
-        metrics = runner.test()
-    except Exception as error:  # noqa: BLE001  raised again if it is a defect
-        exit_with(error)
-    if args.out and is_main_process():
-        dump(metrics, args.out)
-    finish(args.launcher)
-
+from bootmae_mm.commands import run_command
 
 if __name__ == '__main__':
-    main()
+    run_command('test')

@@ -23,6 +23,8 @@ from bootmae_mm.validation import ConfigError, MissingFileError
 from .saved_config import config_of
 from .trust import is_trusted
 
+MODEL_FILES = ('model.safetensors', 'pytorch_model.bin')
+
 
 def _history_method(owner: type, name: str) -> Callable:
     """Replacement of ``getattr`` while a file is read: gives the statistics of mmengine's log history, nothing else.
@@ -60,6 +62,11 @@ def allow_mmengine_checkpoints() -> None:
         mmengine.runner.checkpoint.get_torch_safe_globals = safe_globals
 
 
+def local_names(folder: Path) -> list[str]:
+    """Names of the model files of transformers and timm in a folder."""
+    return [name for name in MODEL_FILES if (folder / name).is_file()]
+
+
 def local_file(path: str | Path) -> Path:
     """The file at a path, in a folder of transformers or timm, or behind a URL (downloaded once to torch's cache).
 
@@ -80,8 +87,7 @@ def local_file(path: str | Path) -> Path:
         return file
     file = Path(path)
     if file.is_dir():
-        names = ('model.safetensors', 'pytorch_model.bin')
-        file = next((file / name for name in names if (file / name).is_file()), file / names[0])
+        file = file / (local_names(file) or MODEL_FILES)[0]
     if not file.is_file():
         if '://' in text:
             raise MissingFileError(f'no checkpoint {text}; URLs are http:// or https://')

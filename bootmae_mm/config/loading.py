@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from bootmae_mm.installed import SCOPE, config_file
 from bootmae_mm.options import Unparsed, parse_value
 from bootmae_mm.validation import ConfigError, MissingFileError, require
 
@@ -36,7 +37,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     with the new value.
 
     Args:
-        path: Path of the config.
+        path: Path of the config, or ``bootmae_mm::NAME`` for one that comes with the package.
         options: Dotted keys and values; values from a command line are :class:`Unparsed`.
 
     Returns:
@@ -46,9 +47,10 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         MissingFileError: If there is no such file.
         ConfigError: If the file, or an option, sets a name that nothing reads.
     """
-    path = Path(path)
+    name, path = path, config_file(path)
     if not path.is_file():
-        raise MissingFileError(f'no config {path}')
+        hint = '; `bootmae config` lists those that come with the package' if str(name).startswith(SCOPE) else ''
+        raise MissingFileError(f'no config {name}{hint}')
     cfg = Config.fromfile(path)
     file = config_files(path)
     late = _late_names(file, cfg)

@@ -17,10 +17,8 @@ from bootmae_mm.validation import ConfigError, Count, MissingFileError, Share, S
 
 from .decoding import UnreadableImageError
 from .mask_types import build_masking
-from .paths import found_images, listed_images
+from .paths import EXTENSIONS, found_images, listed_images
 from .samplers import SeededIndex
-
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
 
 
 class SeededDataset(BaseDataset):

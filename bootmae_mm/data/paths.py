@@ -10,6 +10,8 @@ from mmengine.logging import print_log
 
 from bootmae_mm.validation import ConfigError, MissingFileError, require
 
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
+
 
 def found_images(root: str | Path, extensions: Sequence[str]) -> list[str]:
     """Paths of all images below a folder, at any depth, sorted.
@@ -51,6 +53,26 @@ def found_images(root: str | Path, extensions: Sequence[str]) -> list[str]:
             f'{len(hidden)} hidden files and folders are skipped, such as {min(hidden)}', logger='current', level=30
         )
     return sorted(paths)
+
+
+def images_of(sources: Iterable[str | Path]) -> list[str]:
+    """Paths of image files, and of all images below folders, in the order of the sources.
+
+    Raises:
+        MissingFileError: If there is no such file or folder.
+        ConfigError: If there is no image in a folder.
+    """
+    paths: list[str] = []
+    for source in sources:
+        if Path(source).is_dir():
+            found = found_images(source, EXTENSIONS)
+            require(found, f'no image in {source}: no file ends in {", ".join(EXTENSIONS)}')
+            paths += found
+        elif Path(source).is_file():
+            paths.append(str(source))
+        else:
+            raise MissingFileError(f'no image or folder {source}')
+    return paths
 
 
 def is_hidden(name: str) -> bool:

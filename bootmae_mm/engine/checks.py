@@ -88,6 +88,7 @@ class DistCfg(Section):
 
 class EnvCfg(Section):
     dist_cfg: DistCfg | None = None
+    num_threads: Count | None = None
 
 
 def _as_list(value: Any) -> list:

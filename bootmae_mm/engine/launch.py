@@ -20,9 +20,12 @@ from mmengine.logging import print_log
 
 from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints, reason_of
 from bootmae_mm.config import load_config
+from bootmae_mm.installed import config_file
 from bootmae_mm.validation import ConfigError, require
 
+from .auto import choose_auto
 from .length import fit_to_length
+from .logs import keep_early_records
 
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -32,7 +35,7 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
     """Read the config of a run.
 
     Args:
-        path: Path of the config.
+        path: Path of the config, or ``bootmae_mm::NAME`` for one that comes with the package.
         options: Value of ``--cfg-options``.
         work_dir: Value of ``--work-dir``.
         launcher: Value of ``--launcher``.
@@ -44,15 +47,17 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
         MissingFileError: If there is no such config.
         ConfigError: If the config or an option sets a key that nothing reads.
     """
+    keep_early_records()
     cfg = load_config(path, options)
-    fit_to_length(cfg, path, options or {})
+    cfg.launcher = launcher
+    chosen = choose_auto(cfg)
+    fit_to_length(cfg, config_file(path), {**(options or {}), **chosen})
     # mmengine needs None to switch off one of its own hooks, and refuses None for other hooks.
     if 'default_hooks' in cfg:
         cfg.default_hooks = {
             name: hook for name, hook in cfg.default_hooks.items() if hook is not None or name in MMENGINE_HOOKS
         }
     _fill_erasing(cfg)
-    cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     return cfg
 
@@ -97,6 +102,9 @@ def prepare(cfg: Config, training: bool = True) -> None:
         ConfigError: If there are more processes than GPUs, or float16 is requested without a GPU.
     """
     allow_mmengine_checkpoints()
+    threads = cfg.get('env_cfg', {}).get('num_threads')
+    if threads is not None:
+        torch.set_num_threads(threads)
     for loader in LOADERS:
         if cfg.get(loader) is not None and not cfg[loader].get('num_workers'):
             cfg[loader].update(persistent_workers=False, timeout=0)  # not allowed by torch without workers

@@ -11,7 +11,7 @@ from typing import IO
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from bootmae_mm.checkpoints.reading import load_file, local_file
+from bootmae_mm.checkpoints.reading import load_file, local_file, local_names
 from bootmae_mm.checkpoints.writing import replace_atomically, wrong_checksum
 from bootmae_mm.validation import ConfigError, MissingFileError, require
 
@@ -84,6 +84,21 @@ def latest_checkpoint(work_dir: str | Path, since: float = 0.0) -> Path | None:
     advice = 'to start from scratch, use another --work-dir'
     require(not found, f'all {len(found)} checkpoints in {folder} are damaged ({names}); {advice}')
     return None
+
+
+def checkpoint_in(path: str | Path) -> str:
+    """The checkpoint that a path or URL names; of a work_dir, the last one.
+
+    Raises:
+        MissingFileError: If there is none in a folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or local_names(folder):
+        return str(path)
+    last = latest_checkpoint(folder)
+    if last is None:
+        raise MissingFileError(f'no checkpoint in {path}')
+    return str(last)
 
 
 def _is_earlier(path: Path, last: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner.base_loop import BaseLoop
@@ -23,6 +24,8 @@ from bootmae_mm.data.samplers import SeededList
 
 from .checks import check_agreement
 from .hooks.interruption import InterruptionHook, ignore_foreign_sigterm
+from .hooks.progress import ProgressHook
+from .logs import set_up
 from .loops import EpochLoop, IterLoop
 from .resuming import Hyperparameters, adapt_position, check_resumable, progress_meta
 from .sharding import gathered_states, is_sharded, unwrapped
@@ -37,6 +40,7 @@ class Runner(MMEngineRunner):
     - Checkpoints are written atomically: under a temporary name, synced, and renamed.
     - The loops are :class:`EpochLoop` and :class:`IterLoop`, which resume exactly.
     - Processes with different configs are refused.
+    - The console shows less than the log file (:mod:`bootmae_mm.engine.logs`).
     - Unreadable images of an ``ImageFolder`` are listed in ``unreadable_images.txt`` in the work_dir.
     - The weights of a sharded model are initialized by its wrapper (mmengine would broadcast them, which sharded
       tensors do not support), and gathered for checkpoints.
@@ -56,6 +60,12 @@ class Runner(MMEngineRunner):
         super().setup_env(env_cfg)
         check_agreement(self.cfg.pretty_text, 'a config')
 
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger; the console shows less than the log file."""
+        logger = super().build_logger(*args, **kwargs)
+        set_up(logger)
+        return logger
+
     def _init_model_weights(self) -> None:
         if not is_sharded(self.model):
             with data_only():  # for init_cfg=dict(type='Pretrained')
@@ -67,7 +77,7 @@ class Runner(MMEngineRunner):
             return super().train()
         finally:
             for hook in self.hooks:
-                if isinstance(hook, InterruptionHook):
+                if isinstance(hook, (InterruptionHook, ProgressHook)):
                     hook.stop()
 
     def build_dataloader(self, dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:

@@ -52,6 +52,8 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
     """
     cfg = config_of(load_file(path, mmap=True)) if config is None else load_config(config)
     given = {**(cfg.get('data_preprocessor') or {}), **(cfg.get('model', {}).get('data_preprocessor') or {})}
+    if str(given.get('type', '')).endswith('BootMAEDataPreprocessor'):
+        given = {'mean': [127.5] * 3, 'std': [127.5] * 3, **given}  # its own defaults
     options: dict[str, Any] = {}
     if given.get('mean') is None or given.get('std') is None:
         if given:  # without them, mmpretrain's preprocessor keeps 0..255

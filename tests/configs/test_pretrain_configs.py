@@ -8,6 +8,7 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 
 from bootmae_mm.config import check_bound, load_config
 from bootmae_mm.data import build_masking, collate
+from bootmae_mm.engine.launch import read_config
 from bootmae_mm.engine.schedules import piecewise_linear
 from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT, build, random_batch, run_config, tiny_config
@@ -30,8 +31,10 @@ def built(cfg):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_config_builds(name):
+def test_config_builds(name, image_folder):
     cfg = read(name)
+    if name == 'bootmae_auto':  # with its choices
+        cfg = read_config(str(ROOT / f'configs/pretrain/{name}.py'), {'data_root': str(image_folder)})
     init_default_scope(cfg.default_scope)
     model = built(cfg)
     dataset = cfg.train_dataloader.dataset

@@ -2,7 +2,6 @@
 
 import math
 import re
-import runpy
 import shutil
 import tempfile
 import traceback
@@ -17,11 +16,11 @@ from mmengine.registry import HOOKS
 from mmengine.visualization import Visualizer
 
 from bootmae_mm.engine.launch import chain_of, read_config
+from bootmae_mm.engine.training import train as train_config
 from bootmae_mm.validation import ConfigError
-from tests.conftest import ROOT, run_config, write_images
+from tests.conftest import run_config, write_images
 from tests.faults.runs import tries
 
-TOOL = runpy.run_path(str(ROOT / 'tools/train.py'))
 SIDES = [8, 16, 24, 32, 40, 48, 33, 1, 0, -16, 2048, 32.0, 'large', None, True, float('nan'), 10**9]
 COUNTS = [1, 2, 3, 4, 7, 0, -1, 2.5, 'two', float('nan'), None, 10**12, 10**400]
 WIDTHS = [16, 4, 24, 36, 6, 10, 0, -8, 16.5, 'wide', 10**9]
@@ -222,7 +221,7 @@ def images(tmp_path_factory):
 
 
 def train(images: Path, options: dict) -> list[float]:
-    """Train for three steps with the functions of tools/train.py; return the losses."""
+    """Train for three steps as tools/train.py does; return the losses."""
     folder = Path(tempfile.mkdtemp(prefix='any'))
     quiet = {
         'default_hooks.curves': None,
@@ -234,7 +233,7 @@ def train(images: Path, options: dict) -> list[float]:
     try:
         config = run_config(folder / 'config.py', images, epochs=5)
         cfg = read_config(str(config), {**quiet, **options}, str(folder / 'work'))
-        TOOL['train'](cfg)
+        train_config(cfg)
     except Enough:
         pass
     finally:

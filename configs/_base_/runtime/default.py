@@ -4,6 +4,8 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     # Without GPUs the tools use gloo instead. timeout: seconds to wait for another process before giving up.
     dist_cfg=dict(backend='nccl', timeout=1800),
+    # Threads of torch on a CPU; None: its own default, the number of cores.
+    num_threads=None,
 )
 vis_backends = [dict(type='bootmae_mm.LocalVisBackend'), dict(type='bootmae_mm.TensorboardVisBackend')]
 log_level = 'INFO'

@@ -5,6 +5,7 @@ default_hooks = dict(
     runtime_info=dict(type='bootmae_mm.MonitorHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
+    progress=dict(type='bootmae_mm.ProgressHook'),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='bootmae_mm.CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),

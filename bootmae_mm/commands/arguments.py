@@ -1,4 +1,4 @@
-"""Command-line arguments shared by the tools; a light module, so that ``--help`` is fast."""
+"""Arguments that several commands share; a light module, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bootmae_mm.checkpoints.trust import choose_trust
 from bootmae_mm.options import Unparsed
 
 
@@ -43,16 +42,13 @@ def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line of a tool that reads checkpoints; adds ``--trust-checkpoint``."""
+def trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``, for commands that read checkpoints."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='also read checkpoints that contain code, and run it: only for files that you trust',
     )
-    args = parser.parse_args()
-    choose_trust(args.trust_checkpoint)
-    return args
 
 
 @contextmanager
@@ -68,7 +64,6 @@ def errors_in_one_line() -> Iterator[None]:
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options shared by training and testing, named as in mmpretrain."""
-    parser.add_argument('config', help='path of the config')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)')
     cfg_options_argument(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

@@ -1,0 +1,148 @@
+"""The console script: overview, configs, and the way from a folder of images to features and an export."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mmengine import Config
+
+import bootmae_mm
+from bootmae_mm import commands
+from bootmae_mm.validation import ConfigError, MissingFileError
+from tests.conftest import ROOT
+from tests.engine.test_auto import tiny_options
+
+
+@pytest.fixture
+def bootmae(capfd):
+    """Run a command in this process; return its exit status, output, and error message."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status, message = 0, ''
+        try:
+            commands.main(list(map(str, arguments)))
+        except SystemExit as end:
+            status, message = (end.code or 0, '') if isinstance(end.code, (int, type(None))) else (1, str(end.code))
+        return status, capfd.readouterr().out, message
+
+    return run
+
+
+def shell(*command, **options):
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500, **options)
+
+
+def test_the_overview_lists_every_command_quickly():
+    code = 'import sys; from bootmae_mm.commands import main; main([]); print("torch" in sys.modules)'
+    done = shell(sys.executable, '-c', code)
+    for name in (*commands.COMMANDS, 'bench'):
+        assert f'  {name} ' in done.stdout
+    assert done.stdout.strip().endswith('False')
+    files = {path.stem for path in (ROOT / 'bootmae_mm/commands').glob('*.py')} - {'__init__', 'arguments'}
+    assert files == set(commands.COMMANDS)
+
+
+@pytest.mark.parametrize('name', commands.COMMANDS)
+def test_every_command_has_help_with_an_example(name, bootmae):
+    status, out, _ = bootmae(name, '--help')
+    assert status == 0 and out.startswith(f'usage: bootmae {name}') and f'\n    bootmae {name}' in out
+
+
+def test_unknown_commands_are_refused(bootmae):
+    assert bootmae('pretrain') == (1, '', f'error: unknown command {"pretrain"!r}; commands: '
+                                          f'{", ".join([*commands.COMMANDS, "bench"])}')  # fmt: skip
+    assert bootmae('--version')[1].strip() == bootmae_mm.__version__
+
+
+def test_configs_are_listed_printed_and_inherited(bootmae, tmp_path):
+    names = bootmae('config')[1].split()
+    assert 'pretrain/bootmae_vitb.py' in names and not any('_base_' in name for name in names)
+    assert len(names) == len([path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in str(path)])
+    text = bootmae('config', 'pretrain/bootmae_vitb', '--cfg-options', 'masking.ratio=0.6')[1]
+    assert 'ratio=0.6' in text and 'max_epochs=800' in text
+    child = tmp_path / 'mine.py'
+    assert bootmae('config', 'pretrain/bootmae_vitb.py', '--child', child)[0] == 0
+    assert Config.fromfile(child).train_cfg.max_epochs == 800
+    assert bootmae('config', 'pretrain/bootmae_vitb.py', '--child', child)[2] == f'error: {child} is there already'
+    assert bootmae('config', 'pretrain/nothing')[2] == 'error: no config pretrain/nothing'
+    assert 'lists those that come with the package' in bootmae('config', 'bootmae_mm::pretrain/nothing')[2]
+
+
+@pytest.mark.slow
+def test_from_a_folder_of_images_to_features_and_an_export(image_folder, tmp_path):
+    """As a user calls it: each command in a process of its own, in another folder."""
+    script = [sys.executable, '-m', 'bootmae_mm']
+    options = [f'{key}={value}' for key, value in tiny_options().items()]
+    train = [*script, 'train', '--data', image_folder, '--out', 'run', '--epochs', 2, '--batch-size', 4]
+    done = shell(*train, '--cfg-options', *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'chosen for 8 images' in done.stdout and 'Epoch(train) [2][2/2]' in done.stdout
+    again = shell(*train, cwd=tmp_path)
+    assert again.returncode == 1 and 'run holds a run' in again.stderr
+    done = shell(*script, 'embed', 'run', image_folder, '--to', 'features.npy', cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip().endswith('8 images, features (8, 24) -> features.npy')
+    assert np.load(tmp_path / 'features.npy').std(axis=0).min() > 0
+    done = shell(*script, 'export', 'run', '--to', 'timm', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'run/epoch_2_timm/model.safetensors').is_file()
+    done = shell(*script, 'reconstruct', 'run', image_folder, '--out', 'pictures/all.png', cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / 'pictures/all.png').stat().st_size > 1000
+
+
+def test_the_python_functions_do_the_same(image_folder, tmp_path):
+    last = bootmae_mm.pretrain(image_folder, tmp_path / 'run', epochs=1, batch_size=4, options=tiny_options())
+    assert last == tmp_path / 'run/epoch_1.pth'
+    features = bootmae_mm.embed(tmp_path / 'run', image_folder).features
+    encoder = bootmae_mm.load_encoder(tmp_path / 'run')
+    images = sorted(image_folder.rglob('*.png'))
+    np.testing.assert_allclose(encoder(images).mean.detach(), features, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match='holds a run'):
+        bootmae_mm.pretrain(image_folder, tmp_path / 'run', options=tiny_options())
+    longer = bootmae_mm.pretrain(
+        image_folder, tmp_path / 'run', epochs=2, batch_size=4, resume=True, options=tiny_options()
+    )
+    assert longer == tmp_path / 'run/epoch_2.pth'
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (
+            dict(model='resnet50'),
+            "unknown model 'resnet50'; models: vit_tiny, vit_small, vit_base, vit_large, vit_huge",
+        ),
+        (dict(model='vit_small/15'), 'img_size 224x224 must be divisible by patch_size 15'),
+        (dict(devices=0), 'devices must be at least 1'),
+        (dict(epochs=0), 'train_cfg.max_epochs must be greater than or equal to 1'),
+    ],
+)
+def test_wrong_arguments_are_refused(image_folder, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        bootmae_mm.pretrain(image_folder, tmp_path / 'run', **options)
+
+
+def test_a_missing_folder_is_named(bootmae, tmp_path):
+    with pytest.raises(MissingFileError, match='no folder nowhere'):
+        bootmae_mm.pretrain('nowhere', tmp_path)
+    assert bootmae('train', '--data', 'nowhere')[2] == 'error: no folder nowhere'
+    assert bootmae('train')[2] == 'error: give a folder of images (--data FOLDER) or a config'
+
+
+def test_names_of_the_package_resolve_in_mmengine(tmp_path):
+    """In a new process, with mmengine alone after the import."""
+    child = tmp_path / 'child.py'
+    child.write_text("_base_ = 'bootmae_mm::pretrain/bootmae_vitb.py'\nmodel = dict(backbone=dict(arch='s'))\n")
+    code = (
+        'import sys, bootmae_mm; assert "mmengine" not in sys.modules\n'
+        'from mmengine.config import Config; from mmengine.hub import get_config\n'
+        'cfg = Config.fromfile(sys.argv[1]); assert (cfg.model.backbone.arch, cfg.train_cfg.max_epochs) == ("s", 800)\n'
+        'assert get_config("bootmae_mm::pretrain/bootmae_vitb.py").model.backbone.arch == "b"\n'
+    )
+    done = shell(sys.executable, '-c', code, child)
+    assert done.returncode == 0, done.stderr
+    done = shell(sys.executable, '-c', 'import sys, mmengine.config\n' + code.split('\n', 1)[1], child)
+    assert done.returncode == 1 and 'does not support to load bootmae_mm' in done.stderr  # what the import is for
+    done = shell(sys.executable, '-c', 'import mmengine.config, sys, bootmae_mm\n' + code.split('\n', 1)[1], child)
+    assert done.returncode == 0, done.stderr
