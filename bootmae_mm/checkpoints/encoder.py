@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bootmae_mm.validation import Share, parse, require
 
-from .names import from_huggingface, from_timm, is_huggingface, is_timm
+from .names import from_clip, from_huggingface, from_timm, is_clip, is_huggingface, is_timm
 from .official import is_official, to_project
+from .patches import fit_patch_embed
 from .reading import load_file
 
 # Keys under which a checkpoint may hold the weights; of DINO's training checkpoints, the teacher is used.
@@ -111,9 +112,9 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
     """The encoder's weights in a checkpoint, in this project's names.
 
     Args:
-        path: A checkpoint of this project, of mmpretrain, of the authors, or with the names of timm (also MAE's and
-            DINO's) or transformers (ViT, ViTMAE), recognized by its keys; a file of torch or safetensors, a folder of
-            transformers, or a URL.
+        path: A checkpoint of this project, of mmpretrain, of the authors, or with the names of timm (also MAE's,
+            DINO's and DINOv2's) or transformers (ViT, ViTMAE, DINOv2, the vision part of CLIP), recognized by its keys;
+            a file of torch or safetensors, a folder of transformers, a URL, or ``hf-hub:ORG/NAME``.
         prefix: Prefix of the encoder's keys: ``'backbone.'`` for the student, ``'teacher.'`` for the momentum encoder,
             ``''`` for a file of the encoder alone. By default ``'backbone.'`` if there is such a key, else ``''``.
 
@@ -135,6 +136,8 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
         found = from_timm(found)
     elif is_huggingface(found):
         found = from_huggingface(found)
+    elif is_clip(found):
+        found = from_clip(found)
     found = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     require(found, f'no weight in {path} has the prefix {prefix!r}; its keys look like {list(state)[:3]}')
     return found
@@ -142,7 +145,7 @@ def encoder_state(path: str | Path, prefix: str | None = None) -> dict[str, Tens
 
 def _prefix_of(state: dict) -> str:
     """Prefix of the encoder's keys, found by its patch embedding; the student's if there are several encoders."""
-    ends = ('patch_embed.projection.weight', 'patch_embed.proj.weight')
+    ends = ('patch_embed.projection.weight', 'patch_embed.proj.weight')  # those of transformers find their own
     found = [name.removesuffix(end) for name in state for end in ends if name.endswith(end)]
     if 'backbone.' in found or any(name.startswith('backbone.') for name in state):
         return 'backbone.'
@@ -156,6 +159,7 @@ def load_encoder(
     min_share: float = 1.0,
     grid: tuple[int, int] | None = None,
     resize: bool = True,
+    adapt: bool = False,
 ) -> LoadReport:
     """Load an encoder from a checkpoint strictly: raises if weights are missing.
 
@@ -170,6 +174,8 @@ def load_encoder(
             :attr:`BootMAEViT.fresh_weights` do not count.
         grid: Rows and columns of patches of the file's position embedding; by default a square, or the encoder's.
         resize: False to refuse another number of patches.
+        adapt: Fit the patch embedding of a file with other channels or another patch size
+            (:func:`bootmae_mm.checkpoints.patches.fit_patch_embed`), instead of refusing it.
 
     Returns:
         Report; ``str()`` of it is one line.
@@ -185,6 +191,10 @@ def load_encoder(
     report = LoadReport(str(checkpoint))
     if resize:
         report.resized = encoder.resize_positions(state, grid)
+    name = 'patch_embed.projection.weight'
+    if adapt and name in state and name in wanted and state[name].shape != wanted[name].shape:
+        state[name] = fit_patch_embed(state[name], wanted[name].shape[1], wanted[name].shape[-1])
+        report.resized.append(name)
     absent, wrong = misfits(state, wanted)
     for name, value in wanted.items():
         if name in state and state[name].shape == value.shape:

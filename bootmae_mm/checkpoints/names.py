@@ -34,6 +34,13 @@ TIMM = (
     ('fc_norm.{}', 'ln2.{}'),
     ('blocks.{}.attn.qkv.bias', 'layers.{}.attn.qkv.bias'),
 )
+# timm's variants (layer scale, CLIP's norm before the blocks), read but not written.
+FROM_TIMM = (
+    *TIMM,
+    ('norm_pre.{}', 'pre_norm.{}'),
+    ('blocks.{}.ls1.gamma', 'layers.{}.attn.gamma1.weight'),
+    ('blocks.{}.ls2.gamma', 'layers.{}.ffn.gamma2.weight'),
+)
 # Names of the checkpoints on the hub, which every version of transformers reads; @ is query, key or value.
 ANCHOR = 'embeddings.patch_embeddings.projection'
 HUGGINGFACE = (
@@ -47,6 +54,31 @@ HUGGINGFACE = (
     ('encoder.layer.{}.intermediate.dense.{}', 'layers.{}.ffn.layers.0.0.{}'),
     ('encoder.layer.{}.output.dense.{}', 'layers.{}.ffn.layers.1.{}'),
     ('layernorm.{}', 'ln1.{}'),
+)
+# Of DINOv2, read but not written.
+FROM_HUGGINGFACE = (
+    *HUGGINGFACE,
+    ('encoder.layer.{}.norm1.{}', 'layers.{}.ln1.{}'),
+    ('encoder.layer.{}.norm2.{}', 'layers.{}.ln2.{}'),
+    ('encoder.layer.{}.mlp.fc1.{}', 'layers.{}.ffn.layers.0.0.{}'),
+    ('encoder.layer.{}.mlp.fc2.{}', 'layers.{}.ffn.layers.1.{}'),
+    ('encoder.layer.{}.layer_scale1.lambda1', 'layers.{}.attn.gamma1.weight'),
+    ('encoder.layer.{}.layer_scale2.lambda1', 'layers.{}.ffn.gamma2.weight'),
+)
+CLIP_ANCHOR = 'embeddings.patch_embedding.weight'
+# The vision part of CLIP.
+FROM_CLIP = (
+    ('embeddings.class_embedding', 'cls_token'),
+    ('embeddings.position_embedding.weight', 'pos_embed'),
+    ('embeddings.patch_embedding.{}', 'patch_embed.projection.{}'),
+    ('pre_layrnorm.{}', 'pre_norm.{}'),
+    ('encoder.layers.{}.layer_norm1.{}', 'layers.{}.ln1.{}'),
+    ('encoder.layers.{}.layer_norm2.{}', 'layers.{}.ln2.{}'),
+    ('encoder.layers.{}.self_attn.@_proj.{}', 'layers.{}.attn.qkv.{}'),
+    ('encoder.layers.{}.self_attn.out_proj.{}', 'layers.{}.attn.proj.{}'),
+    ('encoder.layers.{}.mlp.fc1.{}', 'layers.{}.ffn.layers.0.0.{}'),
+    ('encoder.layers.{}.mlp.fc2.{}', 'layers.{}.ffn.layers.1.{}'),
+    ('post_layernorm.{}', 'ln1.{}'),
 )
 Table = Iterable[tuple[str, str]]
 
@@ -113,7 +145,7 @@ def is_timm(state: dict) -> bool:
 
 def from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename to this project's names; weights outside the encoder (a head, MAE's decoder) keep their names."""
-    return {rename(name, TIMM) or name: value for name, value in state.items()}
+    return {rename(name, FROM_TIMM) or name: value for name, value in state.items()}
 
 
 def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -146,24 +178,53 @@ def is_huggingface(state: dict) -> bool:
     return any(name.endswith(f'{ANCHOR}.weight') for name in state)
 
 
+def is_clip(state: dict) -> bool:
+    """Whether a state dict holds the vision part of CLIP in transformers' names, with or without a prefix."""
+    return any(name.endswith(CLIP_ANCHOR) for name in state)
+
+
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename to this project's names, and join q, k and v; heads, a pooler and MAE's decoder keep their names.
 
     Raises:
         ConfigError: If a layer lacks one of the three.
     """
-    anchor = next(name for name in state if name.endswith(f'{ANCHOR}.weight'))
-    prefix = anchor.removesuffix(f'{ANCHOR}.weight')  # such as 'vit.'
-    table = tuple((theirs.replace('@', 'query'), ours) for theirs, ours in HUGGINGFACE)
+    return _from_transformers(state, FROM_HUGGINGFACE, f'{ANCHOR}.weight', ('query', 'key', 'value'))
+
+
+def from_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the vision part of CLIP to this project's names, with the shapes of its class token and positions.
+
+    Raises:
+        ConfigError: If a layer lacks one of q, k and v.
+    """
+    state = _from_transformers(state, FROM_CLIP, CLIP_ANCHOR, ('q', 'k', 'v'))
+    state['cls_token'] = state['cls_token'].reshape(1, 1, -1)
+    state['pos_embed'] = state['pos_embed'][None]  # (1, 1 + L, D)
+    return state
+
+
+def _from_transformers(
+    state: dict[str, Tensor], names: Table, anchor: str, parts: tuple[str, str, str]
+) -> dict[str, Tensor]:
+    found = next(name for name in state if name.endswith(anchor))
+    prefix = found.removesuffix(anchor)  # such as 'vit.'
+    first, *others = parts
+    table = tuple((theirs.replace('@', first), ours) for theirs, ours in names)
+    is_joined = [theirs.partition('@')[::2] for theirs, _ in names if '@' in theirs]
+    before, after = is_joined[0]
+    marks = [
+        before.rsplit('{}', 1)[-1] + part + after.split('{}', 1)[0] for part in parts
+    ]  # such as '.attention.query.'
     result = {}
     for name, value in state.items():
         inner = name.removeprefix(prefix)
         target = rename(inner, table)
-        if target is not None and '.attention.query.' in inner:
-            parts = [prefix + inner.replace('query', part) for part in ('query', 'key', 'value')]
-            absent = [part for part in parts if part not in state]
+        if target is not None and marks[0] in inner:
+            three = [prefix + inner.replace(marks[0], mark) for mark in marks]
+            absent = [part for part in three if part not in state]
             require(not absent, f'not a plain vision transformer: {absent} missing (BEiT has no bias of the keys)')
-            result[target] = torch.cat([state[part] for part in parts])
-        elif '.attention.key.' not in inner and '.attention.value.' not in inner:
+            result[target] = torch.cat([state[part] for part in three])
+        elif not any(mark in inner for mark in marks[1:]):
             result[target or name] = value
     return result

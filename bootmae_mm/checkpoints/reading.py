@@ -23,6 +23,7 @@ from bootmae_mm.validation import ConfigError, MissingFileError
 from .saved_config import config_of
 from .trust import is_trusted
 
+HUB = 'hf-hub:'
 MODEL_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 
@@ -68,13 +69,17 @@ def local_names(folder: Path) -> list[str]:
 
 
 def local_file(path: str | Path) -> Path:
-    """The file at a path, in a folder of transformers or timm, or behind a URL (downloaded once to torch's cache).
+    """The file at a path, in a folder of transformers or timm, behind a URL or on the Hugging Face hub.
+
+    What is downloaded is kept: in torch's cache, or that of the hub.
 
     Raises:
         MissingFileError: If there is no such file.
         ConfigError: If the URL cannot be read.
     """
     text = str(path)
+    if text.startswith(HUB):
+        return _from_hub(text.removeprefix(HUB))
     if text.startswith(('http://', 'https://')):
         name = f'{hashlib.sha256(text.encode()).hexdigest()[:8]}-{text.rsplit("/", 1)[-1]}'
         file = Path(torch.hub.get_dir(), 'checkpoints', name)
@@ -93,6 +98,19 @@ def local_file(path: str | Path) -> Path:
             raise MissingFileError(f'no checkpoint {text}; URLs are http:// or https://')
         raise MissingFileError(f'no checkpoint {file}')
     return file
+
+
+def _from_hub(name: str) -> Path:
+    """The model file of a repository on the Hugging Face hub, from its cache if it is there."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError(f'{HUB}{name} needs huggingface_hub: pip install huggingface_hub') from error
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=['*.json', *MODEL_FILES]))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise ConfigError(f'cannot read {HUB}{name}: {str(error).splitlines()[0]}') from error
+    return local_file(folder)
 
 
 def reason_of(error: Exception) -> str:

@@ -6,6 +6,7 @@ With a config, one process runs; tools/dist_train.sh and tools/slurm_train.sh st
 Examples:
     bootmae train --data images/ --out run
     bootmae train --data images/ --out run --model vit_base --epochs 100 --resume
+    bootmae train --data images/ --out run --init hf-hub:timm/vit_small_patch16_224.dino
     bootmae train bootmae_mm::pretrain/bootmae_vitb.py --data data/imagenet
     tools/dist_train.sh configs/pretrain/bootmae_vitb.py 8
 """
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', nargs='?', help='path or bootmae_mm::NAME of a config; default: chosen for --data')
     parser.add_argument('--data', metavar='FOLDER', help='folder of images (data_root of the config)')
     parser.add_argument('--model', help='vit_tiny, vit_small (default), vit_base, vit_large, vit_huge; or vit_small/8')
+    parser.add_argument('--init', metavar='WEIGHTS', help='start from an encoder: file, folder, URL, hf-hub:ORG/NAME')
     parser.add_argument('--epochs', type=int, help='number of epochs')
     parser.add_argument('--batch-size', type=int, help='images of a process and iteration')
     parser.add_argument('--devices', type=int, help='number of processes (default: all GPUs; 1 with a config)')
@@ -59,7 +61,7 @@ def configured(args: argparse.Namespace) -> Config:
             raise ConfigError('give a folder of images (--data FOLDER) or a config')
         if args.launcher == 'none':
             check_new(args.work_dir or 'work_dirs/bootmae_auto', args.resume is not None)
-    options = run_options(args.data, args.model, args.epochs, args.batch_size) | args.cfg_options
+    options = run_options(args.data, args.model, args.init, args.epochs, args.batch_size) | args.cfg_options
     cfg = read_config(args.config or AUTO_CONFIG, options, args.work_dir, args.launcher)
     if args.amp:
         use_amp(cfg)

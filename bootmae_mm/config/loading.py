@@ -23,7 +23,7 @@ from .files import ConfigFile, changed_names, config_files
 # Keys that mmengine's Runner reads besides the arguments of its constructor, and keys of tools and hooks.
 OTHER_KEYS = {
     *('model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
-    *('activation_checkpointing', 'knn', 'tta_model', 'tta_pipeline'),
+    *('activation_checkpointing', 'init', 'knn', 'tta_model', 'tta_pipeline'),
 }
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | OTHER_KEYS
 BOUND = '_bound_names'  # attribute of a config from load_config: names bound late

@@ -78,7 +78,8 @@ def choose_auto(cfg: Config) -> dict[str, Any]:
     for choice in choices:
         _set(cfg, choice.key, choice.value)
     log_table(choices, images, machine)
-    return {choice.key: choice.value for choice in choices}
+    # Of the schedulers only a value is set: their positions still have to follow the length.
+    return {choice.key: choice.value for choice in choices if not choice.key.startswith('param_scheduler')}
 
 
 def count_images(cfg: Config) -> int:
@@ -134,6 +135,12 @@ def choose(cfg: Config, images: int, machine: Machine) -> list[Choice]:
         _rounded(PAPER_LR * math.sqrt(effective / PAPER_BATCH)),
         f"the paper's {PAPER_LR:g} x sqrt({effective} / {PAPER_BATCH})",
     )
+    if found and found[-1].key == 'optim_wrapper.optimizer.lr':
+        ratio = found[-1].value / PAPER_LR
+        for index, scheduler in enumerate(cfg.get('param_scheduler') or []):
+            if scheduler.get('eta_min'):
+                key = f'param_scheduler.{index}.eta_min'
+                found.append(Choice(key, _rounded(scheduler['eta_min'] * ratio), 'in proportion to the lr'))
     samples = PAPER_IMAGES * PAPER_EPOCHS if on_gpu else CPU_SAMPLES
     epochs = pick(
         'train_cfg.max_epochs',
@@ -247,7 +254,7 @@ def _set(cfg: Config, key: str, value: Any) -> None:
     *parents, last = key.split('.')
     node = cfg
     for part in parents:
-        node = node[part]
+        node = node[int(part)] if part.isdigit() else node[part]
     node[last] = value
 
 

@@ -24,6 +24,7 @@ from bootmae_mm.installed import config_file
 from bootmae_mm.validation import ConfigError, require
 
 from .auto import choose_auto
+from .initial import apply_init
 from .length import fit_to_length
 from .logs import keep_early_records
 
@@ -50,6 +51,7 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
     keep_early_records()
     cfg = load_config(path, options)
     cfg.launcher = launcher
+    apply_init(cfg, options or {})
     chosen = choose_auto(cfg)
     fit_to_length(cfg, config_file(path), {**(options or {}), **chosen})
     # mmengine needs None to switch off one of its own hooks, and refuses None for other hooks.

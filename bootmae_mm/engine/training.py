@@ -30,7 +30,8 @@ MODELS = dict(vit_tiny='t', vit_small='s', vit_base='b', vit_large='l', vit_huge
 def pretrain(
     data: str | Path,
     out: str | Path,
-    model: str = 'vit_small',
+    model: str | None = None,
+    init: str | Path | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     devices: int | None = None,
@@ -47,7 +48,9 @@ def pretrain(
         data: Folder of images, at any depth.
         out: Folder for logs, pictures and checkpoints.
         model: ``'vit_tiny'``, ``'vit_small'``, ``'vit_base'``, ``'vit_large'`` or ``'vit_huge'``; a patch size other
-            than 16 follows a slash: ``'vit_small/8'``.
+            than 16 follows a slash: ``'vit_small/8'``. By default that of ``init``, or ``'vit_small'``.
+        init: Weights to start from: a checkpoint of this project, the authors, mmpretrain, timm (also MAE, DINO and
+            DINOv2) or transformers (ViT, ViTMAE, DINOv2, CLIP), as a file, folder, URL or ``hf-hub:ORG/NAME``.
         epochs: Number of epochs; chosen by default.
         batch_size: Images per process and iteration; chosen by default.
         devices: Number of GPUs; all by default. Without a GPU, one process runs on the CPU.
@@ -62,7 +65,7 @@ def pretrain(
         MissingFileError: If there is no such folder or config.
         ConfigError: If a value is wrong, or ``out`` holds a run and ``resume`` is False.
     """
-    given = run_options(data, model, epochs, batch_size) | (options or {})
+    given = run_options(data, model, init, epochs, batch_size) | (options or {})
     check_new(out, resume)
     count = number_of_processes(devices)
     if count > 1:
@@ -86,6 +89,7 @@ def pretrain(
 def run_options(
     data: str | Path | None = None,
     model: str | None = None,
+    init: str | Path | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
@@ -107,6 +111,8 @@ def run_options(
         options['model.backbone.arch'] = MODELS[found[1]]
         if found[2]:
             options['patch_size'] = int(found[2])
+    if init is not None:
+        options['init'] = str(init)
     if epochs is not None:
         options['train_cfg.max_epochs'] = epochs
     if batch_size is not None:

@@ -12,7 +12,8 @@ from mmengine.logging import print_log
 from bootmae_mm.checkpoints.encoder import encoder_state, load_encoder
 from bootmae_mm.checkpoints.names import to_huggingface, to_timm
 from bootmae_mm.checkpoints.reading import load_file
-from bootmae_mm.checkpoints.saved_config import config_of
+from bootmae_mm.checkpoints.saved_config import config_of, saved_config
+from bootmae_mm.checkpoints.sources import IDENTITY, log_source, read_source
 from bootmae_mm.config import load_config
 from bootmae_mm.models import BootMAEViT
 from bootmae_mm.validation import require
@@ -24,7 +25,7 @@ from .timm import timm_config
 
 TARGETS = ('timm', 'hf', 'mmpretrain', 'onnx')
 # Options that define the encoder; the others belong to a task.
-IDENTITY = ('arch', 'img_size', 'patch_size', 'in_channels', 'norm_cfg')
+STRUCTURE = (*IDENTITY, 'layer_scale_init_value', 'pre_norm')
 
 
 def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str | None = None) -> BootMAEViT:
@@ -32,7 +33,8 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
 
     Args:
         path: Path of the checkpoint, or its URL.
-        config: Path of a config with ``model.backbone``; by default the one in the checkpoint.
+        config: Path of a config with ``model.backbone``; by default the one in the checkpoint. Without any, what the
+            weights and the files beside them say: :func:`bootmae_mm.checkpoints.sources.read_source`.
         prefix: See :func:`encoder_state`.
 
     Returns:
@@ -43,11 +45,17 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
         MissingFileError: If a file is missing.
         ConfigError: If the checkpoint does not fit, or has parts that a plain vision transformer does not have.
     """
-    cfg = config_of(load_file(path)) if config is None else load_config(config)
-    kind = str(cfg.model.backbone.get('type', '')).rsplit('.', 1)[-1]
-    is_vit = kind in ('BootMAEViT', 'VisionTransformer', '')
-    require(is_vit, f"{path} is a {kind}, which has no export: its weights have mmpretrain's names below 'backbone.'")
-    options = {key: value for key, value in cfg.model.backbone.items() if key in IDENTITY}
+    if config is None and saved_config(load_file(path, mmap=True)) is None:  # of another program
+        source = read_source(path, prefix)
+        log_source(path, source)
+        options = source.backbone
+    else:
+        cfg = config_of(load_file(path)) if config is None else load_config(config)
+        kind = str(cfg.model.backbone.get('type', '')).rsplit('.', 1)[-1]
+        is_vit = kind in ('BootMAEViT', 'VisionTransformer', '')
+        advice = "its weights have mmpretrain's names below 'backbone.'"
+        require(is_vit, f'{path} is a {kind}, which has no export: {advice}')
+        options = {key: value for key, value in cfg.model.backbone.items() if key in STRUCTURE}
     pooled = 'ln2.weight' in (state := encoder_state(path, prefix)) and 'ln1.weight' not in state
     encoder = BootMAEViT(**options, out_type='avg_featmap' if pooled else 'raw', final_norm=not pooled)
     report = load_encoder(encoder, path, prefix)
@@ -87,6 +95,10 @@ def export(encoder: BootMAEViT, target: str, out: str | Path, source: str, prepr
         "transformers' ViTModel has its norm before the mean, but this encoder was fine-tuned with a norm after it; "
         'export it --to timm, or export the pretrained encoder',
     )
+    special = [name for name in encoder.state_dict() if '.gamma' in name or name.startswith('pre_norm')]
+    is_plain = not special or target in ('mmpretrain', 'onnx')
+    reason = f'a plain vision transformer has no layer scale and no norm before the blocks, but this has {special[:1]}'
+    require(is_plain, f'{source} cannot be exported --to {target}: {reason}')
     has_eps = target != 'timm' or eps == 1e-6
     require(has_eps, f"the norms of timm's vision transformer have an eps of 1e-6, those of this encoder {eps}")
     out = Path(out)

@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from bootmae_mm.checkpoints.reading import load_file
-from bootmae_mm.checkpoints.saved_config import config_of
+from bootmae_mm.checkpoints.saved_config import config_of, saved_config
+from bootmae_mm.checkpoints.sources import read_source
 from bootmae_mm.config import load_config
 from bootmae_mm.validation import require
 
@@ -50,7 +51,12 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
         MissingFileError: If a file is missing.
         ConfigError: If the statistics have another number of channels, or the interpolation has no counterpart.
     """
-    cfg = config_of(load_file(path, mmap=True)) if config is None else load_config(config)
+    checkpoint = load_file(path, mmap=True) if config is None else {}
+    if config is None and saved_config(checkpoint) is None:  # of another program
+        source = read_source(path)
+        mean, std = (tuple(value / 255 for value in values) for values in (source.mean, source.std))
+        return Preprocessing(mean, std)
+    cfg = config_of(checkpoint) if config is None else load_config(config)
     given = {**(cfg.get('data_preprocessor') or {}), **(cfg.get('model', {}).get('data_preprocessor') or {})}
     if str(given.get('type', '')).endswith('BootMAEDataPreprocessor'):
         given = {'mean': [127.5] * 3, 'std': [127.5] * 3, **given}  # its own defaults

@@ -110,6 +110,7 @@ def test_every_auto_is_replaced_and_logged(image_folder, tmp_path):
     assert cfg.train_cfg.max_epochs == 20 and cfg.train_dataloader.batch_size == 8
     # The schedules of the paper, for 20 of 800 epochs; the decay is for 20 already.
     assert [scheduler.end for scheduler in cfg.param_scheduler] == [1, 20]
+    assert cfg.param_scheduler[1].eta_min == pytest.approx(1e-4 * 1.06e-4 / 2.4e-3, rel=1e-2)
     assert [place for place, _ in cfg.default_hooks.ema.decay] == [0, 2.5, 10]
 
 

@@ -187,7 +187,7 @@ def test_the_authors_checkpoint_with_a_config(tmp_path, run_tool):
     assert status == 0, message
     assert (tmp_path / 'theirs_timm/model.safetensors').is_file() and 'theirs_timm' in out
     status, _, message = run_tool('export.py', tmp_path / 'theirs.pth', '--to', 'hf')
-    assert status == 1 and 'holds no config; give one with --config' in message
+    assert status == 1 and 'give a config (--config)' in message
 
 
 def test_unsupported_encoders_and_targets(tmp_path, encoder, run_tool):

@@ -9,6 +9,8 @@ env_cfg = dict(
 )
 vis_backends = [dict(type='bootmae_mm.LocalVisBackend'), dict(type='bootmae_mm.TensorboardVisBackend')]
 log_level = 'INFO'
+# Weights of an encoder to start from, of any origin (docs/own_images.md); load_from is for a whole model.
+init = None
 load_from = None
 resume = False
 # A fixed seed, so that a run can be repeated and resumed exactly.

@@ -1,0 +1,204 @@
+"""Encoders of other libraries: features equal those of the library, and a run starts from them."""
+
+import json
+from functools import partial
+
+import pytest
+import timm.models.vision_transformer as of_timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import bootmae_mm
+from bootmae_mm.checkpoints.sources import read_source
+from bootmae_mm.engine.launch import read_config
+from bootmae_mm.registry import MODELS
+from bootmae_mm.validation import ConfigError
+from tests.checkpoints.test_official import official_checkpoint
+from tests.conftest import ROOT, write_images
+
+SIZES = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, image_size=32, patch_size=8
+)
+KINDS = ('ViTModel', 'ViTForImageClassification', 'Dinov2Model', 'CLIPVisionModel', 'CLIPModel')
+
+
+@torch.no_grad()
+def randomized(model):
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def timm_model(**options):
+    sizes = dict(img_size=32, patch_size=8, embed_dim=128, depth=2, num_heads=2, mlp_ratio=1.5, num_classes=0)
+    return randomized(of_timm.VisionTransformer(**{**sizes, **options}))
+
+
+CLIP_OF_TIMM = dict(pre_norm=True, norm_layer=nn.LayerNorm)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('options', [{}, dict(init_values=0.1), CLIP_OF_TIMM], ids=['plain', 'layer scale', 'clip'])
+def test_timm(tmp_path, options):
+    """MAE, DINO and DINOv2 have these names too."""
+    model = timm_model(**options)
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    images = torch.randn(2, 3, 32, 32)
+    expected = model.forward_features(images)
+    encoder = bootmae_mm.load_encoder(tmp_path / 'model.pth')
+    torch.testing.assert_close(encoder(images).patches, expected[:, 1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder(images).cls, expected[:, 0], rtol=1e-4, atol=1e-4)
+    source = read_source(tmp_path / 'model.pth')
+    assert (
+        '2 heads of 64 are assumed' in source.notes and "ImageNet's mean and std are assumed" in source.notes or options
+    )
+
+
+@torch.no_grad()
+def test_a_folder_of_timm_says_the_rest(tmp_path):
+    quick = partial(timm_model, **CLIP_OF_TIMM, num_heads=4, act_layer='quick_gelu')
+    model = quick()
+    save_file(model.state_dict(), tmp_path / 'model.safetensors')
+    statistics = dict(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    config = dict(architecture='vit_base_patch16_clip_quickgelu_224', model_args=dict(num_heads=4))
+    (tmp_path / 'config.json').write_text(json.dumps(dict(config, pretrained_cfg=statistics)))
+    images = torch.randn(2, 3, 32, 32)
+    encoder = bootmae_mm.load_encoder(tmp_path)
+    torch.testing.assert_close(encoder(images).patches, model.forward_features(images)[:, 1:], rtol=1e-4, atol=1e-4)
+    assert encoder.preprocessing.mean == pytest.approx((0.1, 0.2, 0.3))
+    assert encoder.preprocessing.std == pytest.approx((0.4, 0.5, 0.6)) and not read_source(tmp_path).notes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', KINDS)
+def test_transformers(tmp_path, kind):
+    transformers = pytest.importorskip('transformers')
+    if kind == 'CLIPModel':
+        text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+        config = transformers.CLIPConfig(text_config=text, vision_config=SIZES, projection_dim=16)
+    else:
+        name = {'CLIPVisionModel': 'CLIPVisionConfig', 'Dinov2Model': 'Dinov2Config'}.get(kind, 'ViTConfig')
+        config = getattr(transformers, name)(**SIZES)
+        if kind == 'Dinov2Model':
+            config.mlp_ratio = 2
+    model = randomized(getattr(transformers, kind)(config))
+    model.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    inner = getattr(model, 'vision_model', getattr(model, 'vit', model))
+    expected = inner(images).last_hidden_state
+    if 'CLIP' in kind:  # which normalizes the class token only
+        expected = inner.post_layernorm(expected)
+    encoder = bootmae_mm.load_encoder(tmp_path)
+    torch.testing.assert_close(encoder(images).patches, expected[:, 1:], rtol=1e-4, atol=1e-4)
+    mean = 255 * encoder.preprocessing.mean[0]
+    assert mean == pytest.approx(122.771 if 'CLIP' in kind else 123.675, abs=1e-3)
+
+
+def test_the_statistics_of_a_folder_of_transformers(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    randomized(transformers.ViTModel(transformers.ViTConfig(**SIZES))).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(tmp_path)
+    source = read_source(tmp_path)
+    assert source.mean == (127.5,) * 3 and source.std == (63.75,) * 3 and not source.notes
+
+
+def test_what_is_no_plain_vision_transformer_is_refused(tmp_path):
+    state = timm_model(reg_tokens=4).state_dict()
+    torch.save(state, tmp_path / 'registers.pth')
+    with pytest.raises(ConfigError, match='has register tokens'):
+        read_source(tmp_path / 'registers.pth')
+    torch.save(timm_model(embed_dim=96).state_dict(), tmp_path / 'heads.pth')
+    with pytest.raises(ConfigError, match='does not say how many heads .* width of 96 .* divisible by 64'):
+        read_source(tmp_path / 'heads.pth')
+    torch.save(dict(weight=torch.zeros(3)), tmp_path / 'other.pth')
+    with pytest.raises(ConfigError, match='holds no plain vision transformer'):
+        read_source(tmp_path / 'other.pth')
+
+
+def test_a_model_in_the_cache_of_the_hub(tmp_path, monkeypatch):
+    """As huggingface_hub keeps it; read without a network."""
+    hub = pytest.importorskip('huggingface_hub')
+    folder = tmp_path / 'models--someone--vit/snapshots/abc'
+    folder.mkdir(parents=True)
+    (tmp_path / 'models--someone--vit/refs').mkdir()
+    (tmp_path / 'models--someone--vit/refs/main').write_text('abc')
+    model = timm_model()
+    save_file(model.state_dict(), folder / 'model.safetensors')
+    (folder / 'config.json').write_text(json.dumps(dict(architecture='vit_base_patch16_224')))
+    real = hub.snapshot_download
+    monkeypatch.setattr(hub, 'snapshot_download', partial(real, cache_dir=tmp_path, local_files_only=True))
+    images = torch.randn(1, 3, 32, 32)
+    found = bootmae_mm.load_encoder('hf-hub:someone/vit')(images).patches
+    torch.testing.assert_close(found, model.forward_features(images)[:, 1:], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match='cannot read hf-hub:someone/else'):
+        bootmae_mm.load_encoder('hf-hub:someone/else')
+
+
+def configured(image_folder, tmp_path, init, options=None):
+    path = ROOT / 'configs/pretrain/bootmae_auto.py'
+    return read_config(str(path), {'data_root': str(image_folder), 'init': str(init), **(options or {})})
+
+
+@torch.no_grad()
+def test_a_run_starts_from_another_encoder(image_folder, tmp_path):
+    """Other images, patches and channels: tokens of images that are alike are nearly the same."""
+    model = timm_model(init_values=0.1)
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    cfg = configured(image_folder, tmp_path, tmp_path / 'model.pth', {'img_size': 32, 'patch_size': 8})
+    assert cfg.model.data_preprocessor.mean == [123.675, 116.28, 103.53]
+    built = MODELS.build(cfg.model)
+    built.init_weights()
+    images, ids = torch.randn(2, 3, 32, 32), torch.arange(16).expand(2, -1)
+    found = built.backbone.encode_patches(images, ids, norm=True)
+    torch.testing.assert_close(found, model.forward_features(images)[:, 1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(built.teacher.encode_patches(images, ids, norm=True), found)
+
+    gray = {'model.backbone.in_channels': 1, 'img_size': 48, 'patch_size': 12}
+    cfg = configured(image_folder, tmp_path, tmp_path / 'model.pth', gray)
+    assert cfg.model.data_preprocessor.mean == [pytest.approx(343.485 / 3)]
+    other = MODELS.build(cfg.model)
+    other.init_weights()
+    weight = model.patch_embed.proj.weight.sum(dim=1, keepdim=True)
+    small = torch.randn(2, 1, 32, 32)
+    patches = small.unfold(2, 8, 8).unfold(3, 8, 8).reshape(-1, 1, 8, 8)
+    large = torch.nn.functional.interpolate(patches, (12, 12), mode='bicubic', antialias=True)
+    tokens = torch.nn.functional.conv2d(large, other.backbone.patch_embed.projection.weight).flatten(1)
+    expected = torch.nn.functional.conv2d(patches, weight).flatten(1)
+    torch.testing.assert_close(tokens, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_pretraining_from_an_encoder_in_one_line(tmp_path):
+    images = write_images(tmp_path / 'images', 6)
+    torch.save(timm_model().state_dict(), tmp_path / 'model.pth')
+    options = {
+        'img_size': 32,
+        'patch_size': 8,
+        'optim_wrapper.optimizer.lr': 0.0,
+        'param_scheduler': [],
+        'model.neck.pixel.width': 16,
+    }
+    bootmae_mm.pretrain(images, tmp_path / 'run', init=tmp_path / 'model.pth', epochs=1, batch_size=3, options=options)
+    found, expected = (bootmae_mm.load_encoder(tmp_path / name) for name in ('run', 'model.pth'))
+    pictures = sorted(images.rglob('*.png'))
+    torch.testing.assert_close(found(pictures).mean, expected(pictures).mean, rtol=1e-4, atol=1e-4)
+    (log,) = (tmp_path / 'run').rglob('*.log')
+    assert "2 heads of 64 are assumed; ImageNet's mean and std are assumed" in log.read_text()
+
+
+def test_a_contradiction_is_refused(image_folder, tmp_path):
+    torch.save(timm_model().state_dict(), tmp_path / 'model.pth')
+    message = (
+        r"is another model than model.backbone.arch='s': embed_dims 128 instead of 384, num_layers 2 instead of 12"
+    )
+    with pytest.raises(ConfigError, match=message):
+        configured(image_folder, tmp_path, tmp_path / 'model.pth', {'model.backbone.arch': 's'})
+    with pytest.raises(ConfigError, match='init and load_from both name weights'):
+        configured(image_folder, tmp_path, tmp_path / 'model.pth', {'load_from': 'x.pth'})
+
+
+def test_the_authors_checkpoint_without_a_config(tmp_path):
+    torch.save(official_checkpoint(dims=24, depth=2), tmp_path / 'theirs.pth')
+    with pytest.raises(ConfigError, match='does not say how many heads'):
+        read_source(tmp_path / 'theirs.pth')
