@@ -2,8 +2,8 @@
 
 Importing this package is cheap: it checks which distributions are installed (without importing them), registers the
 stand-in for mmcv's compiled operators, which acts only where those are missing, and lets mmengine resolve
-``bootmae_mm::`` in configs. The components are imported when a registry of :mod:`bootmae_mm.registry` is first asked
-for one; the functions below when they are first used.
+``bootmae_mm::`` in configs and mmpretrain find the models by name. The components are imported when a registry of
+:mod:`bootmae_mm.registry` is first asked for one; the functions below when they are first used.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .compat.configs import register_scope
 from .compat.distributions import check_requirements
+from .compat.names import register_names
 from .compat.operators import register_stand_in
 from .version import __version__
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 check_requirements()
 register_stand_in()
-register_scope()
+register_names()
 
 _FUNCTIONS = dict(pretrain='engine.training', embed='features', load_encoder='features')
 

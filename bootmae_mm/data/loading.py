@@ -35,6 +35,8 @@ ValueRange = Annotated[Pair[float], BeforeValidator(_range_of_bits), AfterValida
 class LoadRGB(BaseTransform):
     """Reads ``img_path`` into ``img``, uint8 (H, W, 3) in RGB; or ``img_bytes``; or keeps an ``img`` that is there.
 
+    An ``img`` without ``img_path`` comes from an inferencer of mmpretrain, and is taken as BGR.
+
     Orientation tags are applied, other modes (gray, palette, CMYK) are converted, the first frame of an animation is
     used, transparency is dropped. The format is recognized by the content of the file, not by its name.
 
@@ -100,9 +102,11 @@ class LoadRGB(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape``."""
-        path = results['img_path']
+        path = results.get('img_path', 'an image')
         try:
-            if 'img' in results:  # pixels of a pack
+            if 'img' in results and 'img_path' not in results:  # of mmpretrain's inferencers, which read BGR
+                img = results['img'][:, :, ::-1]
+            elif 'img' in results:  # pixels of a pack
                 img = results['img']
                 if self.decoding.value_range is not None:
                     raise ValueRangeError('the pack holds 8 bits already: value_range has no effect on it')

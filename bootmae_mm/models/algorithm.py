@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.logging import print_log
@@ -267,6 +267,24 @@ class BootMAE(BaseModel):
             return losses
         assert mode == 'predict', mode
         return [{name: value.item() for name, value in losses.items()} | {'batch_size': len(inputs)}]
+
+    def extract_feat(self, inputs: Tensor, stage: Literal['backbone', 'neck'] = 'neck') -> tuple[Tensor]:
+        """Features of whole images after the student's final norm, for mmpretrain's ``FeatureExtractor`` and tools.
+
+        Args:
+            inputs: Normalized images, (B, C, H, W).
+            stage: ``'backbone'`` for a map of the patch tokens, ``'neck'`` for their mean.
+
+        Returns:
+            One tensor: (B, D, rows, columns), or (B, D).
+        """
+        require(stage in ('backbone', 'neck'), f"stage must be 'backbone' or 'neck', but is {stage!r}")
+        rows, columns = self.backbone.grid_size
+        ids = torch.arange(rows * columns, device=inputs.device).expand(len(inputs), -1)  # (B, L)
+        patches = self.backbone.encode_patches(inputs, ids, norm=True)  # (B, L, D)
+        if stage == 'backbone':
+            return (patches.transpose(1, 2).unflatten(2, (rows, columns)),)
+        return (patches.mean(dim=1),)
 
     def loss(self, inputs: Tensor, ids_keep: Tensor, ids_mask: Tensor, view: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the loss of every branch, unweighted, and statistics that reveal a collapse of its target.

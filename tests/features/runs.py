@@ -24,7 +24,12 @@ def write_checkpoint(folder: Path, backbone=None, config=None, pipeline=(), **ch
         model, model_config = backbone, dict(backbone=config)
         model_config['data_preprocessor'] = dict(mean=[127.5] * 3, std=[127.5] * 3)
         state = {f'backbone.{name}': value for name, value in backbone.state_dict().items()}
-    cfg = Config(dict(model=model_config, test_dataloader=dict(dataset=dict(pipeline=list(pipeline)))))
+    cfg = Config(
+        dict(
+            model=model_config,
+            test_dataloader=dict(dataset=dict(type='bootmae_mm.ImageFolder', pipeline=list(pipeline))),
+        )
+    )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'epoch_1.pth'
     torch.save(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), path)

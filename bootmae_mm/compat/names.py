@@ -1,0 +1,72 @@
+"""Names of this project in OpenMMLab: ``bootmae_mm::NAME`` in configs, and models in mmpretrain's ``get_model``.
+
+mmengine resolves ``_base_ = 'bootmae_mm::pretrain/bootmae_vitb.py'`` and ``get_config('bootmae_mm::...')`` for packages
+in a table of its own only, and mmpretrain lists the models of its own index only. Importing either takes seconds (both
+import torch), so the entries are added when they are imported: a finder at the front of ``sys.meta_path`` waits for the
+two modules.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from bootmae_mm.installed import root
+
+PACKAGE = 'bootmae_mm'
+
+
+def _add_package(module: ModuleType) -> None:
+    module.MODULE2PACKAGE.setdefault(PACKAGE, PACKAGE)
+
+
+def _add_models(module: ModuleType) -> None:
+    if not module.ModelHub.has('bootmae_vitb'):
+        module.ModelHub.register_model_index(root() / 'model-index.yml', config_prefix=root())
+
+
+WAITING: dict[str, Callable[[ModuleType], None]] = {
+    'mmengine.config.utils': _add_package,
+    'mmpretrain.apis.model': _add_models,
+}
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds a module as everyone does, and adds the entry once it has run."""
+
+    def __init__(self) -> None:
+        self.waiting = dict(WAITING)
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self.waiting:
+            return None
+        add = self.waiting.pop(fullname)  # so that the search below does not come here
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_add(module: ModuleType) -> None:
+            execute(module)
+            add(module)
+
+        spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]
+        return spec
+
+
+def register_names() -> None:
+    """Add the names, now or when the modules are imported; importing bootmae_mm does."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    finder = _Finder()
+    for name in WAITING:
+        if name in sys.modules:
+            finder.waiting.pop(name)(sys.modules[name])
+    sys.meta_path.insert(0, finder)
