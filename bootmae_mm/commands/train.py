@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--init', metavar='WEIGHTS', help='start from an encoder: file, folder, URL, hf-hub:ORG/NAME')
     parser.add_argument('--epochs', type=int, help='number of epochs')
     parser.add_argument('--batch-size', type=int, help='images of a process and iteration')
+    parser.add_argument('--probe', metavar='FOLDER', help='folder of labeled images, to classify them during the run')
     parser.add_argument('--devices', type=int, help='number of processes (default: all GPUs; 1 with a config)')
     common_arguments(parser)
     parser.add_argument('--out', dest='work_dir', metavar='FOLDER', help='the same as --work-dir')
@@ -61,7 +62,7 @@ def configured(args: argparse.Namespace) -> Config:
             raise ConfigError('give a folder of images (--data FOLDER) or a config')
         if args.launcher == 'none':
             check_new(args.work_dir or 'work_dirs/bootmae_auto', args.resume is not None)
-    options = run_options(args.data, args.model, args.init, args.epochs, args.batch_size) | args.cfg_options
+    options = run_options(args.data, args.model, args.init, args.epochs, args.batch_size, args.probe) | args.cfg_options
     cfg = read_config(args.config or AUTO_CONFIG, options, args.work_dir, args.launcher)
     if args.amp:
         use_amp(cfg)

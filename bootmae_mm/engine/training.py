@@ -35,6 +35,7 @@ def pretrain(
     epochs: int | None = None,
     batch_size: int | None = None,
     devices: int | None = None,
+    probe: str | Path | None = None,
     resume: bool = False,
     config: str | Path = AUTO_CONFIG,
     options: dict[str, Any] | None = None,
@@ -54,6 +55,7 @@ def pretrain(
         epochs: Number of epochs; chosen by default.
         batch_size: Images per process and iteration; chosen by default.
         devices: Number of GPUs; all by default. Without a GPU, one process runs on the CPU.
+        probe: Folder of labeled images, one folder for each class, to classify by the features during the run.
         resume: Resume an interrupted run in ``out``.
         config: Path or name of another config.
         options: Further keys of the config, dotted: ``{'masking.ratio': 0.6}``.
@@ -65,7 +67,7 @@ def pretrain(
         MissingFileError: If there is no such folder or config.
         ConfigError: If a value is wrong, or ``out`` holds a run and ``resume`` is False.
     """
-    given = run_options(data, model, init, epochs, batch_size) | (options or {})
+    given = run_options(data, model, init, epochs, batch_size, probe) | (options or {})
     check_new(out, resume)
     count = number_of_processes(devices)
     if count > 1:
@@ -92,6 +94,7 @@ def run_options(
     init: str | Path | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    probe: str | Path | None = None,
 ) -> dict[str, Any]:
     """Keys of a config for the arguments of :func:`pretrain`; what is None is left out.
 
@@ -113,6 +116,8 @@ def run_options(
             options['patch_size'] = int(found[2])
     if init is not None:
         options['init'] = str(init)
+    if probe is not None:
+        options['default_hooks.probe.data_root'] = str(probe)
     if epochs is not None:
         options['train_cfg.max_epochs'] = epochs
     if batch_size is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 # Panels of the picture: title, patterns of the scalars, whether the axis is logarithmic.
 GROUPS = (
     ('losses', ('loss', '*_loss'), False),
+    ('probes on labeled images, %', ('probe_*',), False),
     ('learning rate', ('lr',), False),
     ('1 - decay of the teacher', ('ema_decay',), True),
     ('weights of branches', ('*_weight',), False),
@@ -34,8 +35,8 @@ def read_scalars(work_dir: str | Path, run: str = '*') -> list[dict]:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # half a line, of a killed run or a full disk
                 continue
-            if 'loss' in entry and 'step' in entry:
-                by_step[entry['step']] = entry
+            if 'step' in entry and ('loss' in entry or any(name.startswith('probe_') for name in entry)):
+                by_step[entry['step']] = {**by_step.get(entry['step'], {}), **entry}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -52,8 +53,9 @@ def draw_curves(scalars: list[dict], path: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    there = dict.fromkeys(name for entry in scalars for name in entry)  # in order, each once
     groups = [
-        (title, [name for pattern in patterns for name in scalars[-1] if fnmatch(name, pattern)], log)
+        (title, [name for pattern in patterns for name in there if fnmatch(name, pattern)], log)
         for title, patterns, log in GROUPS
     ]
     groups = [group for group in groups if group[1]]
@@ -65,7 +67,8 @@ def draw_curves(scalars: list[dict], path: str | Path) -> Path:
         for name in names:
             entries = [entry for entry in scalars if name in entry]
             values = [1 - entry[name] if name == 'ema_decay' else entry[name] for entry in entries]
-            axes.plot([entry['step'] for entry in entries], values, label=name, linewidth=1.2)
+            marker = 'o' if name.startswith('probe_') else None  # a few points
+            axes.plot([entry['step'] for entry in entries], values, label=name, linewidth=1.2, marker=marker)
         if log:
             axes.set_yscale('log')
         if len(names) > 1:

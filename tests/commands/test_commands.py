@@ -146,3 +146,15 @@ def test_names_of_the_package_resolve_in_mmengine(tmp_path):
     assert done.returncode == 1 and 'does not support to load bootmae_mm' in done.stderr  # what the import is for
     done = shell(sys.executable, '-c', 'import mmengine.config, sys, bootmae_mm\n' + code.split('\n', 1)[1], child)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_config_that_imports_its_base_inherits_from_a_flat_copy(bootmae, tmp_path):
+    (tmp_path / 'base.py').write_text(bootmae('config', 'pretrain/bootmae_vitb.py')[1])
+    child = tmp_path / 'child.py'
+    child.write_text(
+        'from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\n\n'
+        "model.update(backbone=dict(type='bootmae_mm.BootMAEViT', arch='s', img_size=224, patch_size=16))\n"
+    )
+    cfg = Config.fromfile(child)
+    assert cfg.model.backbone.arch == 's' and cfg.train_cfg.max_epochs == 800
+    assert cfg.param_scheduler[1].end == 800

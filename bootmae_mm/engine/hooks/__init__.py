@@ -5,6 +5,7 @@ from .compilation import CompileHook
 from .interruption import InterruptionHook
 from .monitor import MonitorHook
 from .pictures import CurvesHook, ReconstructionHook
+from .probe import ProbeHook
 from .progress import ProgressHook
 from .segmentation import CheckSegmentationHook
 from .teacher import BootMAEEMAHook, FeatureWeightHook, MaskingScheduleHook
@@ -19,6 +20,7 @@ __all__ = [
     'InterruptionHook',
     'MaskingScheduleHook',
     'MonitorHook',
+    'ProbeHook',
     'ProgressHook',
     'ReconstructionHook',
 ]

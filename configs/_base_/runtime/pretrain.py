@@ -16,6 +16,8 @@ default_hooks = dict(
     # On SIGTERM or Ctrl-C: save a checkpoint and exit with status 75.
     interruption=dict(type='bootmae_mm.InterruptionHook', grace=120),
     reconstruction=dict(type='bootmae_mm.ReconstructionHook', interval=20, num_images=4),
+    # kNN and a linear probe on a folder of labeled images: default_hooks.probe.data_root=/labeled
+    probe=dict(type='bootmae_mm.ProbeHook', data_root=None, times=10),
     curves=dict(type='bootmae_mm.CurvesHook'),
     # torch.compile for the blocks of the model: --cfg-options default_hooks.compile.enabled=True
     compile=dict(type='bootmae_mm.CompileHook', enabled=False),
