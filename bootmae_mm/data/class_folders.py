@@ -57,8 +57,8 @@ def class_folders(root: str | Path, max_per_class: int) -> tuple[LabeledImages, 
         members = np.flatnonzero(labels == label)
         require(len(members) > 1, f'{root}: class {everything.classes[label]!r} needs at least two images')
         chosen += members[: max(1, round(HELD_OUT * len(members)))].tolist()
-    test = set(chosen)
-    return _subset(everything, [i for i in range(len(labels)) if i not in test]), _subset(everything, sorted(test))
+    rest = sorted(set(range(len(labels))) - set(chosen))
+    return _subset(everything, rest), _subset(everything, sorted(chosen))
 
 
 def _subset(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
