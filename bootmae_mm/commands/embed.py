@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     try:
         with errors_in_one_line():
-            from bootmae_mm.engine.training import launch_command, number_of_processes
+            from bootmae_mm.engine.training import launch_command, launch_environment, number_of_processes
 
             count = 1 if 'RANK' in os.environ else number_of_processes(args.devices)
             if count > 1:
                 command = launch_command(count, args.argv, 'embed')
-                os.execv(command[0], command)
+                os.execve(command[0], command, launch_environment())
             from bootmae_mm.features import embed
 
             result = embed(

@@ -75,14 +75,14 @@ def configured(args: argparse.Namespace) -> Config:
 
 def start_processes(args: argparse.Namespace) -> None:
     """Replace this process by torchrun with several, if that is what is wanted."""
-    from bootmae_mm.engine.training import launch_command, number_of_processes
+    from bootmae_mm.engine.training import launch_command, launch_environment, number_of_processes
 
     if args.launcher != 'none' or (args.config is not None and args.devices is None):
         return
     count = number_of_processes(args.devices)
     if count > 1:
         command = launch_command(count, args.argv)
-        os.execv(command[0], command)
+        os.execve(command[0], command, launch_environment())
 
 
 def run(args: argparse.Namespace) -> None:

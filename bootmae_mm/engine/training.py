@@ -73,7 +73,7 @@ def pretrain(
     if count > 1:
         text = [f'{key}={value!r}' for key, value in given.items()]
         arguments = [config, '--work-dir', out, *(['--resume'] if resume else []), '--cfg-options', *text]
-        status = subprocess.run(launch_command(count, arguments)).returncode
+        status = subprocess.run(launch_command(count, arguments), env=launch_environment()).returncode
         require(status == 0, f'the run ended with status {status}; its log is in {out}')
     else:
         cfg = read_config(str(config), given, str(out))
@@ -153,6 +153,11 @@ def launch_command(processes: int, arguments: Sequence[object], command: str = '
     torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
     launcher = ['--launcher', 'pytorch'] if command == 'train' else []
     return [sys.executable, *torchrun, '-m', 'bootmae_mm', command, *map(str, arguments), *launcher]
+
+
+def launch_environment() -> dict[str, str]:
+    """Environment of several processes: one OpenMP thread each, which torchrun would set too, with a banner."""
+    return {'OMP_NUM_THREADS': '1', **os.environ}
 
 
 @contextmanager

@@ -158,3 +158,16 @@ def test_a_config_that_imports_its_base_inherits_from_a_flat_copy(bootmae, tmp_p
     cfg = Config.fromfile(child)
     assert cfg.model.backbone.arch == 's' and cfg.train_cfg.max_epochs == 800
     assert cfg.param_scheduler[1].end == 800
+
+
+@pytest.mark.slow
+def test_several_processes(image_folder, tmp_path):
+    """torchrun on the CPU, with options that are not text."""
+    options = tiny_options() | {'model.pixel_head.normalize': 'none', 'auto_scale_lr': None}
+    last = bootmae_mm.pretrain(image_folder, tmp_path / 'a run', epochs=2, devices=2, options=options)
+    (log,) = (tmp_path / 'a run').rglob('*.log')
+    assert last.name == 'epoch_2.pth' and '2 processes on this machine' in log.read_text()
+    command = [sys.executable, '-m', 'bootmae_mm', 'embed', tmp_path / 'a run', image_folder, '--devices', 2]
+    done = shell(*command, '--to', tmp_path / 'features.npy')
+    assert done.returncode == 0 and '8 images, features (8, 24)' in done.stdout, done.stderr
+    assert 'OMP_NUM_THREADS' not in done.stderr
