@@ -1,6 +1,9 @@
 """Probes during pretraining: images, accuracies, and that the training stays the same."""
 
+import base64
 import json
+import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import bootmae_mm
 from bootmae_mm.data.class_folders import class_folders
 from bootmae_mm.evaluation import knn_accuracy, ridge_accuracy
 from bootmae_mm.validation import ConfigError, MissingFileError
+from bootmae_mm.visualization import write_report
 from tests.engine.test_auto import tiny_options
 
 
@@ -101,6 +105,29 @@ def test_a_run_logs_its_accuracies_and_trains_the_same(tmp_path, image_folder):
     assert found[-1]['probe_linear'] > 60
     (log,) = (tmp_path / 'probed').rglob('*.log')
     assert '24 labeled and 6 held-out images of 3 classes' in log.read_text() and '(chance 33.3 %)' in log.read_text()
+
+    check_report(tmp_path / 'probed', found)
+
+
+def check_report(folder, probes):
+    """The report needs no other file, and says what the log says."""
+    text = (folder / 'report.html').read_text()
+    sources = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,([^"]+)"', text)
+    assert [name for name, _ in sources] == ['Curves', 'Reconstructions at the end', 'Reconstructions early in the run']
+    files = [folder / 'curves.png', *sorted(folder.rglob('reconstruction_*.png'), reverse=True)]
+    assert [base64.b64decode(data) for _, data in sources] == [file.read_bytes() for file in files]
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    for entry in probes:
+        assert f'<td>{entry["step"]}</td><td>{entry["probe_knn"]:.1f}</td><td>{entry["probe_linear"]:.1f}</td>' in text
+    assert '<td>2 of 2 epochs, 8 of 8 iterations</td>' in text and '<th>Images</th><td>8</td>' in text
+    assert 'bootmae embed' in text and 'ema=dict(' in text and 'PyTorch' in text
+    HTMLParser().feed(text)
+
+
+def test_a_report_escapes_what_it_shows(tmp_path):
+    path = write_report(tmp_path / 'report.html', '<b>', 'a & b', {'<i>': '"x"'}, [], [], ['a < b'], {'c': '<script>'})
+    text = path.read_text()
+    assert '&lt;b&gt;' in text and 'a &amp; b' in text and '&lt;i&gt;' in text and '<script>' not in text
 
 
 def pixels(path):

@@ -4,7 +4,7 @@ from .checkpoint import CheckpointHook
 from .compilation import CompileHook
 from .interruption import InterruptionHook
 from .monitor import MonitorHook
-from .pictures import CurvesHook, ReconstructionHook
+from .pictures import CurvesHook, ReconstructionHook, ReportHook
 from .probe import ProbeHook
 from .progress import ProgressHook
 from .segmentation import CheckSegmentationHook
@@ -23,4 +23,5 @@ __all__ = [
     'ProbeHook',
     'ProgressHook',
     'ReconstructionHook',
+    'ReportHook',
 ]

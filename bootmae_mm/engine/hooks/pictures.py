@@ -1,17 +1,29 @@
-"""Hooks that draw pictures: reconstructions during training, curves at the end."""
+"""Hooks that draw pictures: reconstructions during training, curves and a report at the end."""
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import collect_env
 
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.validation import Count, validated
-from bootmae_mm.visualization import draw_curves, draw_reconstruction, predicts_pixels, read_scalars, reconstruct
+from bootmae_mm.version import __version__
+from bootmae_mm.visualization import (
+    draw_curves,
+    draw_reconstruction,
+    predicts_pixels,
+    read_scalars,
+    reconstruct,
+    reconstructions,
+    write_report,
+)
 
 from ..sharding import gathered_parameters, is_sharded, unwrapped
 
@@ -96,3 +108,80 @@ class CurvesHook(Hook):
             runner.logger.error(f'{path} could not be written: {error}')
         else:
             runner.logger.info(f'curves: {path}')
+
+
+@HOOKS.register_module()
+class ReportHook(Hook):
+    """Writes ``report.html`` at the end of a run: one file with summary, probes, curves, pictures, config, machine.
+
+    Below the pictures it has the commands that use the run. Written also if the run was interrupted after its first log
+    entry. Place it after :class:`CurvesHook`.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Note the time."""
+        self._start, self._first = time.monotonic(), runner.iter
+
+    @master_only
+    def after_run(self, runner: Runner) -> None:
+        """Write the report from the files in the work_dir."""
+        run = '*' if runner._resume else runner.timestamp
+        scalars = read_scalars(runner.work_dir, run=run)
+        if not scalars:
+            return
+        path = Path(runner.work_dir) / 'report.html'
+        drawn = reconstructions(runner.work_dir, run)
+        pictures = [('Reconstructions at the end', drawn[-1])] if drawn else []
+        if len(drawn) > 1:
+            pictures.append(('Reconstructions early in the run', drawn[0]))
+        curves = Path(runner.work_dir) / 'curves.png'
+        if curves.is_file():
+            pictures.insert(0, ('Curves', curves))
+        folder, now = Path(runner.work_dir).resolve(), time.strftime('%Y-%m-%d %H:%M')
+        try:
+            write_report(
+                path,
+                title=f'Run {folder.name}',
+                about=f'bootmae_mm {__version__}, {now}, in {folder}',
+                summary=self._summary(runner, scalars),
+                pictures=pictures,
+                probes=[entry for entry in scalars if 'probe_knn' in entry],
+                commands=[
+                    f'bootmae embed {runner.work_dir} IMAGES --to features.npy',
+                    f'bootmae reconstruct {runner.work_dir} IMAGES',
+                    f'bootmae export {runner.work_dir} --to timm   # or hf, mmpretrain, onnx',
+                ],
+                details={
+                    'Config': runner.cfg.pretty_text,
+                    'Machine': '\n'.join(f'{key}: {value}' for key, value in collect_env().items()),
+                },
+            )
+        except OSError as error:
+            runner.logger.error(f'{path} could not be written: {error}')
+        else:
+            runner.logger.info(f'report: {path}')
+
+    def _summary(self, runner: Runner, scalars: list[dict]) -> dict[str, object]:
+        """Rows of the first table."""
+        last = next(entry for entry in reversed(scalars) if 'loss' in entry)
+        loader = runner.train_dataloader
+        iterations, seconds = runner.iter - self._first, time.monotonic() - self._start
+        seen = iterations * loader.batch_size * runner.world_size
+        model = unwrapped(runner.model)
+        weights = sum(parameter.numel() for parameter in model.backbone.parameters())
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+        done = f'{runner.epoch} of {runner.max_epochs} epochs, ' if hasattr(runner.train_loop, 'run_epoch') else ''
+        rows: dict[str, object] = {
+            'Images': f'{len(loader.dataset):,}',
+            'Encoder': f'{type(model.backbone).__name__}, {weights:,} weights',
+            'Training': f'{done}{runner.iter:,} of {runner.max_iters:,} iterations',
+            'Loss': ', '.join(f'{key} {last[key]:.4f}' for key in last if key == 'loss' or key.endswith('_loss')),
+            'Device': f'{runner.world_size} x {device}',
+            'Time': f'{timedelta(seconds=round(seconds))} for the last {iterations:,} iterations',
+            'Speed': f'{seen / max(seconds, 1e-9):.1f} images/s, probes and pictures included',
+        }
+        if torch.cuda.is_available():
+            rows['Memory'] = f'{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB'
+        return rows

@@ -19,6 +19,7 @@ default_hooks = dict(
     # kNN and a linear probe on a folder of labeled images: default_hooks.probe.data_root=/labeled
     probe=dict(type='bootmae_mm.ProbeHook', data_root=None, times=10),
     curves=dict(type='bootmae_mm.CurvesHook'),
+    report=dict(type='bootmae_mm.ReportHook'),
     # torch.compile for the blocks of the model: --cfg-options default_hooks.compile.enabled=True
     compile=dict(type='bootmae_mm.CompileHook', enabled=False),
 )
