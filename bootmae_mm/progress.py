@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+def is_terminal(stream: object) -> bool:
+    """Whether a stream is a terminal; notebooks and loggers may replace streams by objects that cannot tell."""
+    isatty = getattr(stream, 'isatty', None)
+    return bool(isatty and isatty())
+
+
 def make_progress() -> Progress:
     """A bar with share, time taken, time left and a text; lines that are logged appear above it."""
     from rich.progress import (
@@ -36,7 +42,7 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         what: Text before the bar.
         total: Number of steps.
     """
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda steps: None
         return
     from rich.console import Console

@@ -23,7 +23,8 @@ from .saved_config import config_of, saved_config
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 HALVES = ((127.5,) * 3, (127.5,) * 3)
 CLIP = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
-HEAD_WIDTH = 64  # in all published plain vision transformers but the largest ones
+HEAD_WIDTH = 64  # in the published plain vision transformers, but for those of this width:
+HEADS = {1280: 16}
 IDENTITY = ('arch', 'img_size', 'patch_size', 'in_channels', 'norm_cfg')
 
 
@@ -36,12 +37,14 @@ class Source:
         mean: Mean of each channel of its training images, on the scale 0..255.
         std: Standard deviation of each channel.
         notes: What is assumed, as the file does not say it; one line each.
+        assumes_heads: Whether the number of heads is assumed.
     """
 
     backbone: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: list[str] = field(default_factory=list)
+    assumes_heads: bool = False
 
 
 def read_source(path: str | Path, prefix: str | None = None) -> Source:
@@ -58,36 +61,42 @@ def read_source(path: str | Path, prefix: str | None = None) -> Source:
     checkpoint = load_file(path)
     state = encoder_state(path, prefix)
     shapes = _shapes(state, path)
-    given = _json_beside(path, 'config.json')
+    unknown = [name for name in state if name.startswith(('blocks.', 'encoder.layer'))]
+    require(not unknown, f'{path} is no plain vision transformer: it has {unknown[0] if unknown else ""}')
+    variants: dict[str, Any] = {}
+    if 'layers.0.attn.gamma1.weight' in state:
+        variants['layer_scale_init_value'] = 1e-5
+    if 'pre_norm.weight' in state:
+        variants['pre_norm'] = True
     if saved_config(checkpoint) is not None:
-        return _of_run(checkpoint, shapes)
+        return _of_run(checkpoint, shapes, variants, path)
+    _set_square(shapes, path)
+    given = _json_beside(path, 'config.json')
     notes = []
     given = {**given, **(given.get('vision_config') or {}), **(given.get('model_args') or {})}
     heads = given.get('num_attention_heads') or given.get('num_heads')
-    if not heads:
+    assumes_heads = not heads
+    if assumes_heads:
         width = shapes['arch']['embed_dims']
         require(
             width % HEAD_WIDTH == 0,
             f'{path} does not say how many heads its attention has, and its width of {width} is not divisible by '
             f'{HEAD_WIDTH}; give a config (--config)',
         )
-        heads = width // HEAD_WIDTH
-        notes.append(f'{heads} heads of {HEAD_WIDTH} are assumed')
+        heads = HEADS.get(width, width // HEAD_WIDTH)
+        notes.append(f'{heads} heads of {width // heads} are assumed')
     shapes['arch']['num_heads'] = heads
     names = _weights(checkpoint)
     clip = 'pre_norm.weight' in state
     eps = given.get('layer_norm_eps') or (1e-5 if clip else 1e-12 if is_huggingface(names) else 1e-6)
-    backbone = {**shapes, 'norm_cfg': dict(type='LN', eps=eps)}
-    if 'layers.0.attn.gamma1.weight' in state:
-        backbone['layer_scale_init_value'] = 1e-5
+    backbone = {**shapes, **variants, 'norm_cfg': dict(type='LN', eps=eps)}
     if clip:
-        backbone['pre_norm'] = True
         activation, note = _activation(given, names)
         notes += note
         if activation == 'quick_gelu':
-            backbone['layer_cfgs'] = dict(act_cfg=dict(type='mmpretrain.QuickGELU'))
+            backbone['layer_cfgs'] = dict(act_cfg=dict(type='bootmae_mm.QuickGELU'))
     mean, std, note = _statistics(checkpoint, path, clip)
-    return Source(backbone, mean, std, notes + note)
+    return Source(backbone, mean, std, notes + note, assumes_heads)
 
 
 def log_source(path: str | Path, source: Source) -> None:
@@ -113,26 +122,46 @@ def _shapes(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
     assert embed is not None and projection is not None and first is not None
     registers = [name for name in state if 'reg_token' in name or 'register_token' in name]
     require(not registers, f'{path} has register tokens, which this encoder has not: {registers[:1]}')
-    patch = projection.shape[-1]
-    patches = embed.shape[1] - int('cls_token' in state)
-    side = math.isqrt(patches)
-    require(side * side == patches, f'{path} has {patches} positions, which is not a square; give a config')
     depth = len([name for name in state if name.startswith('layers.') and name.endswith('.ln1.weight')])
     return dict(
         arch=dict(embed_dims=embed.shape[2], num_layers=depth, feedforward_channels=first.shape[0]),
-        img_size=(side * patch, side * patch),
-        patch_size=patch,
+        patches=embed.shape[1] - int('cls_token' in state),
+        patch_size=projection.shape[-1],
         in_channels=projection.shape[1],
     )
 
 
-def _of_run(checkpoint: dict, shapes: dict[str, Any]) -> Source:
+def _set_square(shapes: dict[str, Any], path: str | Path) -> None:
+    """Replace the number of patches by the size of square images."""
+    patches = shapes.pop('patches')
+    side = math.isqrt(patches)
+    require(side * side == patches, f'{path} has {patches} positions, which is not a square; give a config')
+    shapes['img_size'] = (side * shapes['patch_size'],) * 2
+
+
+def _of_run(checkpoint: dict, shapes: dict[str, Any], variants: dict[str, Any], path: str | Path) -> Source:
     """Of a run of this project, or of mmpretrain."""
+    from mmpretrain.models import VisionTransformer
+
     cfg = config_of(checkpoint)
-    backbone = {key: value for key, value in cfg.model.backbone.items() if key in IDENTITY}
-    given = {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
-    mean, std = given.get('mean') or HALVES[0], given.get('std') or HALVES[1]
-    return Source({**shapes, **backbone}, tuple(mean), tuple(std))
+    given = {key: value for key, value in cfg.model.backbone.items() if key in (*IDENTITY, 'layer_cfgs')}
+    arch, own = given.pop('arch', 'base'), shapes['arch']
+    width = own['embed_dims']
+    if isinstance(arch, str):
+        named = VisionTransformer.arch_zoo.get(arch.lower(), {})
+        is_that = (named.get('embed_dims'), named.get('num_layers')) == (width, own['num_layers'])
+        own['num_heads'] = named['num_heads'] if is_that else HEADS.get(width, width // HEAD_WIDTH)
+    else:
+        own['num_heads'] = arch['num_heads']
+    if 'img_size' in given:
+        shapes.pop('patches')
+    else:
+        _set_square(shapes, path)
+    size = given.get('img_size')
+    given.update({} if size is None else {'img_size': (size, size) if isinstance(size, int) else tuple(size)})
+    statistics = {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
+    mean, std = statistics.get('mean') or HALVES[0], statistics.get('std') or HALVES[1]
+    return Source({**shapes, **given, **variants}, tuple(mean), tuple(std))
 
 
 def _json_beside(path: str | Path, name: str) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     module.add_arguments(parser)
     args = parser.parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
+    args.usage_error = parser.error
     choose_trust(getattr(args, 'trust_checkpoint', False))
     module.run(args)
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if bool(args.check) == bool(args.images) or bool(args.images) != bool(args.out):
-        raise SystemExit('error: give a folder of images and one for the pack, or --check PACK')
+        args.usage_error('give a folder of images and one for the pack, or --check PACK')
     from mmengine.utils import ProgressBar
 
     from bootmae_mm.data import ImageFolder

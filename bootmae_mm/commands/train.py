@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
+WORK_DIR = 'work_dirs/bootmae_auto'  # without --out
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument('config', nargs='?', help='path or bootmae_mm::NAME of a config; default: chosen for --data')
@@ -61,9 +64,9 @@ def configured(args: argparse.Namespace) -> Config:
         if args.data is None:
             raise ConfigError('give a folder of images (--data FOLDER) or a config')
         if args.launcher == 'none':
-            check_new(args.work_dir or 'work_dirs/bootmae_auto', args.resume is not None)
+            check_new(args.work_dir or WORK_DIR, args.resume is not None)
     options = run_options(args.data, args.model, args.init, args.epochs, args.batch_size, args.probe) | args.cfg_options
-    cfg = read_config(args.config or AUTO_CONFIG, options, args.work_dir, args.launcher)
+    cfg = read_config(args.config or AUTO_CONFIG, options, args.work_dir, args.launcher, args.resume)
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:
@@ -75,12 +78,14 @@ def configured(args: argparse.Namespace) -> Config:
 
 def start_processes(args: argparse.Namespace) -> None:
     """Replace this process by torchrun with several, if that is what is wanted."""
-    from bootmae_mm.engine.training import launch_command, launch_environment, number_of_processes
+    from bootmae_mm.engine.training import check_new, launch_command, launch_environment, number_of_processes
 
     if args.launcher != 'none' or (args.config is not None and args.devices is None):
         return
     count = number_of_processes(args.devices)
     if count > 1:
+        if args.config is None:
+            check_new(args.work_dir or WORK_DIR, args.resume is not None)
         command = launch_command(count, args.argv)
         os.execve(command[0], command, launch_environment())
 

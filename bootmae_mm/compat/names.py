@@ -36,7 +36,7 @@ WAITING: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _WaitingFinder(importlib.abc.MetaPathFinder):
     """Finds a module as everyone does, and adds the entry once it has run."""
 
     def __init__(self) -> None:
@@ -63,9 +63,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def register_names() -> None:
     """Add the names, now or when the modules are imported; importing bootmae_mm does."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if any(isinstance(finder, _WaitingFinder) for finder in sys.meta_path):
         return
-    finder = _Finder()
+    finder = _WaitingFinder()
     for name in WAITING:
         if name in sys.modules:
             finder.waiting.pop(name)(sys.modules[name])

@@ -14,6 +14,7 @@ from bootmae_mm.validation import MissingFileError, require
 from .paths import EXTENSIONS, found_images, is_hidden
 
 SPLITS = (('train', 'test'), ('train', 'val'))
+MAX_IMAGES = 5000  # of a set: a probe takes about a minute at most on one core
 HELD_OUT = 0.2  # of each class, where the folder has no split of its own
 
 
@@ -33,7 +34,8 @@ def class_folders(root: str | Path, max_per_class: int) -> tuple[LabeledImages, 
 
     Args:
         root: The folder.
-        max_per_class: Number of images of a class to use at most, in each of the two sets.
+        max_per_class: Number of images of a class to use at most, in each of the two sets; fewer if there are so many
+            classes that a set would have more than :data:`MAX_IMAGES`.
 
     Returns:
         Images to compare with, and images to classify.
@@ -46,7 +48,7 @@ def class_folders(root: str | Path, max_per_class: int) -> tuple[LabeledImages, 
     if not root.is_dir():
         raise MissingFileError(f'no folder {root} of labeled images')
     for names in SPLITS:
-        if all((root / name).is_dir() for name in names):
+        if all(_has_folders(root / name) for name in names):
             train, test = (_of_classes(root / name, max_per_class) for name in names)
             require(train.classes == test.classes, f'{root}: {names[0]} and {names[1]} have different classes')
             return train, test
@@ -61,6 +63,11 @@ def class_folders(root: str | Path, max_per_class: int) -> tuple[LabeledImages, 
     return _subset(everything, rest), _subset(everything, sorted(chosen))
 
 
+def _has_folders(folder: Path) -> bool:
+    """Whether a folder has folders; ImageNet's own test set has none."""
+    return folder.is_dir() and any(entry.is_dir() and not is_hidden(entry.name) for entry in os.scandir(folder))
+
+
 def _subset(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
     return LabeledImages([images.paths[i] for i in indices], [images.labels[i] for i in indices], images.classes)
 
@@ -68,6 +75,7 @@ def _subset(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
 def _of_classes(root: Path, max_per_class: int) -> LabeledImages:
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
     require(len(classes) > 1, f'{root} must have a folder for each of at least two classes, but has {classes}')
+    max_per_class = max(2, min(max_per_class, MAX_IMAGES // len(classes)))
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from mmengine.logging import print_log
 
 from bootmae_mm.config import value_at
 from bootmae_mm.registry import DATASETS
+from bootmae_mm.validation import require
 
 from .length import RunLength, run_length
 
@@ -61,20 +64,23 @@ class Machine:
     gpu_bytes: int | None
 
 
-def choose_auto(cfg: Config) -> dict[str, Any]:
+def choose_auto(cfg: Config, is_given: Callable[[str], bool] = lambda key: False) -> dict[str, Any]:
     """Replace every ``'auto'`` in a config, and log what was chosen as a table.
 
     Args:
         cfg: Config with the command line applied and ``launcher`` set; changed in place.
+        is_given: Whether the user sets a dotted key.
 
     Returns:
         The chosen values by dotted key.
     """
     if all(value_at(cfg, key) != AUTO for key in KEYS):
         return {}
+    if cfg.train_cfg.get('by_epoch') is False and cfg.train_cfg.get('max_epochs') == AUTO:
+        cfg.train_cfg.pop('max_epochs')  # a run by iterations
     images = count_images(cfg)
     machine = this_machine(cfg.launcher)
-    choices = choose(cfg, images, machine)
+    choices = choose(cfg, images, machine, not is_given('param_scheduler'))
     for choice in choices:
         _set(cfg, choice.key, choice.value)
     log_table(choices, images, machine)
@@ -94,17 +100,34 @@ def this_machine(launcher: str) -> Machine:
     local = dict(pytorch='LOCAL_WORLD_SIZE', slurm='SLURM_NTASKS_PER_NODE', mpi='OMPI_COMM_WORLD_LOCAL_SIZE')
     processes = int(os.environ.get(total, 1))
     here = int(os.environ.get(local.get(launcher, ''), min(processes, max(1, torch.cuda.device_count()))))
+    cores = _cores(launcher, here)
     memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return Machine(processes, here, len(os.sched_getaffinity(0)), memory)
+    return Machine(processes, here, cores, memory)
 
 
-def choose(cfg: Config, images: int, machine: Machine) -> list[Choice]:
+def _cores(launcher: str, local: int) -> int:
+    """Cores that this node may use: within the process's affinity, and the quota of a container.
+
+    Slurm and MPI usually bind each process to cores of its own.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if launcher in ('slurm', 'mpi') and cores < (os.cpu_count() or 1):
+        cores *= local
+    quota = Path('/sys/fs/cgroup/cpu.max')
+    if quota.is_file():
+        allowed, period = quota.read_text().split()
+        cores = cores if allowed == 'max' else min(cores, max(1, round(int(allowed) / int(period))))
+    return cores
+
+
+def choose(cfg: Config, images: int, machine: Machine, scale_schedule: bool = True) -> list[Choice]:
     """Choose all values of a config that are ``'auto'``.
 
     Args:
         cfg: The config; not changed.
         images: Number of images.
         machine: What the run has.
+        scale_schedule: Scale the last lr of the schedule with a chosen lr.
     """
     found: list[Choice] = []
 
@@ -117,7 +140,8 @@ def choose(cfg: Config, images: int, machine: Machine) -> list[Choice]:
 
     on_gpu = machine.gpu_bytes is not None
     wanted = _power_of_two(min(PAPER_BATCH, max(32, PAPER_BATCH * math.sqrt(images / PAPER_IMAGES))))
-    fitting, why = _fitting_batch(cfg, machine)
+    wants_batch = value_at(cfg, 'train_dataloader.batch_size') == AUTO
+    fitting, why = _fitting_batch(cfg, machine) if wants_batch else (MAX_BATCH, '')
     share = max(1, wanted // machine.processes)
     batch = pick(
         'train_dataloader.batch_size',
@@ -127,7 +151,7 @@ def choose(cfg: Config, images: int, machine: Machine) -> list[Choice]:
     accumulated = pick(
         'optim_wrapper.accumulative_counts',
         max(1, wanted // (batch * machine.processes)) if on_gpu else 1,
-        f'effective batch {wanted} for {images:,} images' if on_gpu else 'no GPU: one batch a step',
+        f'about {wanted} images a step, for {images:,} images' if on_gpu else 'no GPU: one batch a step',
     )
     effective = batch * machine.processes * (accumulated if isinstance(accumulated, int) else 1)
     pick(
@@ -135,7 +159,7 @@ def choose(cfg: Config, images: int, machine: Machine) -> list[Choice]:
         _rounded(PAPER_LR * math.sqrt(effective / PAPER_BATCH)),
         f"the paper's {PAPER_LR:g} x sqrt({effective} / {PAPER_BATCH})",
     )
-    if found and found[-1].key == 'optim_wrapper.optimizer.lr':
+    if scale_schedule and found and found[-1].key == 'optim_wrapper.optimizer.lr':
         ratio = found[-1].value / PAPER_LR
         for index, scheduler in enumerate(cfg.get('param_scheduler') or []):
             if scheduler.get('eta_min'):
@@ -151,7 +175,8 @@ def choose(cfg: Config, images: int, machine: Machine) -> list[Choice]:
             else f'no GPU: a trial with {CPU_SAMPLES:,} images seen'
         ),
     )
-    length = run_length({**cfg.train_cfg, **({'max_epochs': epochs} if 'max_epochs' in cfg.train_cfg else {})})
+    by_epoch = 'max_epochs' in cfg.train_cfg
+    length = run_length({**cfg.train_cfg, **({'max_epochs': epochs} if by_epoch else {})})
     in_epoch = max(1, images // (batch * machine.processes))
     if length is not None:
         _pick_schedules(pick, length, in_epoch, effective // (batch * machine.processes))
@@ -222,7 +247,10 @@ def memory_of(cfg: Config) -> tuple[float, float]:
     from bootmae_mm.models import BootMAEViT
     from bootmae_mm.registry import MODELS
 
-    with torch.device('meta'):
+    is_pretraining = str(cfg.model.get('type', '')).endswith('BootMAE')
+    require(is_pretraining, "train_dataloader.batch_size='auto' is for pretraining: give a number")
+    # mmpretrain's HiViT reads values of tensors while it is built.
+    with torch.device('cpu' if 'HiViT' in cfg.model.backbone.type else 'meta'):
         model = MODELS.build({key: value for key, value in cfg.model.items() if key != 'init_cfg'})
     encoder = model.backbone
     rows, columns = encoder.grid_size

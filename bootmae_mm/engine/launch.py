@@ -9,10 +9,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -20,7 +20,8 @@ from mmengine.logging import print_log
 
 from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints, reason_of
 from bootmae_mm.config import load_config
-from bootmae_mm.installed import config_file
+from bootmae_mm.config.files import config_files
+from bootmae_mm.installed import config_file, root
 from bootmae_mm.validation import ConfigError, require
 
 from .auto import choose_auto
@@ -32,7 +33,13 @@ MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sche
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def read_config(path: str, options: dict | None = None, work_dir: str | None = None, launcher: str = 'none') -> Config:
+def read_config(
+    path: str,
+    options: dict | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    resume: str | None = None,
+) -> Config:
     """Read the config of a run.
 
     Args:
@@ -40,6 +47,7 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
         options: Value of ``--cfg-options``.
         work_dir: Value of ``--work-dir``.
         launcher: Value of ``--launcher``.
+        resume: Value of ``--resume``.
 
     Returns:
         The config, ready for a Runner.
@@ -51,8 +59,10 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
     keep_early_records()
     cfg = load_config(path, options)
     cfg.launcher = launcher
-    apply_init(cfg, options or {})
-    chosen = choose_auto(cfg)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    is_given = given_by_user(config_file(path), options or {})
+    apply_init(cfg, is_given, resume)
+    chosen = choose_auto(cfg, is_given)
     fit_to_length(cfg, config_file(path), {**(options or {}), **chosen})
     # mmengine needs None to switch off one of its own hooks, and refuses None for other hooks.
     if 'default_hooks' in cfg:
@@ -60,8 +70,24 @@ def read_config(path: str, options: dict | None = None, work_dir: str | None = N
             name: hook for name, hook in cfg.default_hooks.items() if hook is not None or name in MMENGINE_HOOKS
         }
     _fill_erasing(cfg)
-    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     return cfg
+
+
+def given_by_user(path: Path, options: dict[str, Any]) -> Callable[[str], bool]:
+    """A function that tells whether the user sets a dotted key: in an option, or in a config of their own.
+
+    Args:
+        path: Path of the config; those that come with the package are not the user's.
+        options: Options of the command line.
+    """
+    package = (root() / 'configs').resolve()
+    own = [file for file in config_files(path).chain() if package not in file.path.parents]
+
+    def is_given(key: str) -> bool:
+        by_option = any(f'{key}.'.startswith(f'{option}.') or option.startswith(f'{key}.') for option in options)
+        return by_option or any(file.sets(key) for file in own)
+
+    return is_given
 
 
 def _fill_erasing(cfg: Config) -> None:

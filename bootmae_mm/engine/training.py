@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from bootmae_mm.options import parse_value
 from bootmae_mm.validation import ConfigError, MissingFileError, require
 
 from .checks import check_checkpoint, check_classes, check_loader, check_settings, check_validation
@@ -71,21 +72,52 @@ def pretrain(
     check_new(out, resume)
     count = number_of_processes(devices)
     if count > 1:
-        text = [f'{key}={value!r}' for key, value in given.items()]
+        text = [f'{key}={as_text(value)}' for key, value in given.items()]
         arguments = [config, '--work-dir', out, *(['--resume'] if resume else []), '--cfg-options', *text]
-        status = subprocess.run(launch_command(count, arguments), env=launch_environment()).returncode
+        status = _run_processes(launch_command(count, arguments))
         require(status == 0, f'the run ended with status {status}; its log is in {out}')
     else:
-        cfg = read_config(str(config), given, str(out))
-        threads = torch.get_num_threads()
+        again = 'auto' if resume else None
+        cfg = read_config(str(config), given, str(out), resume=again)
+        threads, raises = torch.get_num_threads(), logging.raiseExceptions
         try:
             with work_dir_of(cfg):
-                start(cfg, 'auto' if resume else None)
-        finally:
-            torch.set_num_threads(threads)  # of the caller's process
+                start(cfg, again)
+        finally:  # of the caller's process
+            torch.set_num_threads(threads)
+            logging.raiseExceptions = raises
     last = latest_checkpoint(out)
     assert last is not None
     return last
+
+
+def _run_processes(command: list[str]) -> int:
+    """Run torchrun and return its status. If the caller is interrupted, so are its processes: they save and end."""
+    process = subprocess.Popen(command, env=launch_environment())
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def as_text(value: Any) -> str:
+    """An option of Python as the text that ``--cfg-options`` reads back as the same value.
+
+    Raises:
+        ConfigError: If there is no such text.
+    """
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
+        text = repr(value)
+    else:
+        quote = next((sign for sign in '\'"' if sign not in value), '')
+        text = f'{quote}{value}{quote}'
+    same = parse_value(text)
+    require(same == value and type(same) is type(value), f'several processes cannot get the option {value!r}')
+    return text
 
 
 def run_options(

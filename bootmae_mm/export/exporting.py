@@ -25,7 +25,7 @@ from .timm import timm_config
 
 TARGETS = ('timm', 'hf', 'mmpretrain', 'onnx')
 # Options that define the encoder; the others belong to a task.
-STRUCTURE = (*IDENTITY, 'layer_scale_init_value', 'pre_norm')
+STRUCTURE = (*IDENTITY, 'layer_scale_init_value', 'pre_norm', 'layer_cfgs')
 
 
 def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str | None = None) -> BootMAEViT:

@@ -27,6 +27,7 @@ from .encoder import Encoder, load_encoder
 
 FORMATS = ('.npy', '.csv', '.parquet')
 PART = 1024  # images of a part, the most that an interruption costs
+Part = tuple[np.ndarray, np.ndarray]  # indices of its readable images, and their features
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def embed(
         device: Device; by default a GPU if there is one.
 
     Returns:
-        Paths and features. In processes other than the first, those of its own parts.
+        Paths and features; of several processes, in the first one only.
 
     Raises:
         MissingFileError: If there is no such checkpoint, image or folder.
@@ -86,28 +87,28 @@ def embed(
     rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
     require(world == 1 or target is not None, 'several processes need a file to write to')
     parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
-    store = None if target is None else _Store(target, _fingerprint(checkpoint, paths, tokens, prefix))
-    done = [store.read(number) if store else None for number in range(len(parts))]
-    # Images that could not be read may be readable now.
-    done = [found if found and len(found[0]) == len(part) else None for found, part in zip(done, parts)]
+    store = None if target is None else _Store(target, _fingerprint(checkpoint, paths, tokens, prefix), rank, world)
+    done: dict[int, Part] = {}
     encoder = None
     count = sum(len(part) for part in parts[rank::world])
     with bar('Embedding', count) as advance:
         for number in range(rank, len(parts), world):
-            if done[number] is None:
+            found = store.finished(number) if store else None
+            if found is None:
                 if encoder is None:
                     encoder = checkpoint if isinstance(checkpoint, Encoder) else load_encoder(checkpoint, prefix=prefix)
                     device = device or ('cuda' if torch.cuda.is_available() else str(encoder.mean.device))
-                    encoder.to(_device_of(device, rank))
+                    encoder.to(_device_of(device))
                 found = _embed_part(encoder, parts[number], tokens, batch_size, num_workers, advance)
-                done[number] = found
                 if store:
-                    store.write(number, *found)
+                    store.write(number, found, is_complete=len(found[0]) == len(parts[number]))
             else:
                 advance(len(parts[number]))
+            if rank == 0:
+                done[number] = found
     if store and rank == 0:
-        done = [found or store.wait(number) for number, found in enumerate(done)]
-    result = _joined(parts, [part for part in done if part is not None] if rank == 0 else [], max_unreadable)
+        done.update({number: store.wait(number) for number in range(len(parts)) if number not in done})
+    result = _joined(parts, [done[number] for number in sorted(done)], max_unreadable)
     if store and rank == 0:
         assert target is not None
         _write(target, result)
@@ -115,7 +116,7 @@ def embed(
     return result
 
 
-def _device_of(device: str, rank: int) -> str:
+def _device_of(device: str) -> str:
     """The GPU of this process."""
     return f'cuda:{int(os.environ.get("LOCAL_RANK", 0))}' if device == 'cuda' and 'RANK' in os.environ else device
 
@@ -159,7 +160,7 @@ class _Pictures(Dataset):
 
 def _embed_part(
     encoder: Encoder, paths: list[str], tokens: str, batch_size: int, num_workers: int, advance: object
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Part:
     """Indices of the readable images, and their features."""
     loader = DataLoader(_Pictures(encoder, paths), batch_size, num_workers=num_workers, collate_fn=list)
     indices: list[int] = []
@@ -181,40 +182,52 @@ def _embed_part(
 
 
 class _Store:
-    """Finished parts beside the file to write."""
+    """Finished parts beside the file to write, shared by the processes of a call and by later calls.
 
-    def __init__(self, target: Path, fingerprint: str) -> None:
+    A part without all of its images counts for its own call only: they may be readable in a later one.
+    """
+
+    def __init__(self, target: Path, fingerprint: str, rank: int, world: int) -> None:
         self.folder = target.with_name(f'.{target.name}.{fingerprint}.parts')
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.call = os.environ.get('TORCHELASTIC_RUN_ID', 'call') if world > 1 else str(os.getpid())
+        self.world = world
+        (self.folder / f'started.{rank}.{self.call}').touch()
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f'{number:06}.npz'
+    def _file(self, number: int, is_complete: bool) -> Path:
+        return self.folder / (f'{number:06}.npz' if is_complete else f'{number:06}.{self.call}.npz')
 
-    def read(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """A finished part, or None."""
-        if not self._file(number).is_file():
+    def finished(self, number: int) -> Part | None:
+        """A complete part of this or an earlier call, or None."""
+        return self._read(self._file(number, is_complete=True))
+
+    def _read(self, file: Path) -> Part | None:
+        if not file.is_file():
             return None
-        with np.load(self._file(number)) as part:
+        with np.load(file) as part:
             return part['indices'], part['features']
 
-    def write(self, number: int, indices: np.ndarray, features: np.ndarray) -> None:
-        """Write a part under its name once it is complete."""
-        part = self.folder / f'.{number:06}.{os.getpid()}'
-        with open(part, 'wb') as file:
-            np.savez(file, indices=indices, features=features)
-        replace_atomically(part, self._file(number))
+    def write(self, number: int, part: Part, is_complete: bool) -> None:
+        """Write a part under its name once all of it is there."""
+        temporary = self.folder / f'.{number:06}.{os.getpid()}'
+        with open(temporary, 'wb') as file:
+            np.savez(file, indices=part[0], features=part[1])
+        replace_atomically(temporary, self._file(number, is_complete))
 
-    def wait(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def wait(self, number: int) -> Part:
         """A part that another process writes; torchrun ends this process if that one fails."""
-        while (part := self.read(number)) is None:
+        while (part := self.finished(number) or self._read(self._file(number, is_complete=False))) is None:
             time.sleep(0.5)
         return part
 
     def remove(self) -> None:
+        """Remove the folder, once no process of this call can look for it anymore."""
+        while len(list(self.folder.glob(f'started.*.{self.call}'))) < self.world:
+            time.sleep(0.5)
         shutil.rmtree(self.folder)
 
 
-def _joined(parts: list[list[str]], done: list[tuple[np.ndarray, np.ndarray]], max_unreadable: float) -> Embeddings:
+def _joined(parts: list[list[str]], done: list[Part], max_unreadable: float) -> Embeddings:
     paths = [part[index] for part, (indices, _) in zip(parts, done) for index in indices]
     total = sum(len(part) for part in parts[: len(done)])
     missing = total - len(paths)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from bootmae_mm.data.decoding import Decoding, decode
+from bootmae_mm.data.transforms import resize
 from bootmae_mm.engine.recovery import checkpoint_in
 from bootmae_mm.export.exporting import read_encoder
 from bootmae_mm.export.preprocessing import Preprocessing, read_preprocessing
@@ -129,12 +130,12 @@ class Encoder(nn.Module):
             size = (wanted[0], max(int(wanted[0] * columns / rows), width))
         else:
             size = (max(int(wanted[1] * rows / columns), height), wanted[1])
-        flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels  # Pillow's gray pictures have two axes
         interpolation = self.preprocessing.interpolation
-        if pixels.shape[2] in MODES:
+        if pixels.shape[2] in (1, 3):
+            flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels  # Pillow's gray pictures have two axes
             flat = mmcv.imresize(flat, size[::-1], interpolation=interpolation, backend='pillow')
-        else:
-            flat = mmcv.imresize(flat, size[::-1], interpolation=interpolation, backend='cv2')
+        else:  # Pillow takes the fourth channel for transparency, and changes the others by it
+            flat = resize(pixels, size, interpolation)
         pixels = np.atleast_3d(flat)
         top, left = max(0, round((size[0] - height) / 2)), max(0, round((size[1] - width) / 2))
         return np.ascontiguousarray(pixels[top : top + height, left : left + width])

@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from mmpretrain.models.utils import QuickGELU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bootmae_mm.registry import MODELS
+
 from .attention import SelfAttention
 from .relative_position import RelativePositionBias
+
+# The activation of OpenAI's CLIP, under a name that a config in a checkpoint may have.
+MODELS.register_module('QuickGELU', module=QuickGELU)
 
 
 def run_block(block: nn.Module, *args: Any, with_cp: bool, **kwargs: Any) -> Tensor:

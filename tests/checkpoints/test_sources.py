@@ -6,16 +6,19 @@ from functools import partial
 import pytest
 import timm.models.vision_transformer as of_timm
 import torch
+from mmpretrain.models.utils import resize_pos_embed
 from safetensors.torch import save_file
 from torch import nn
 
 import bootmae_mm
 from bootmae_mm.checkpoints.sources import read_source
 from bootmae_mm.engine.launch import read_config
+from bootmae_mm.models import BootMAEViT
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import ConfigError
 from tests.checkpoints.test_official import official_checkpoint
 from tests.conftest import ROOT, write_images
+from tests.features.runs import write_checkpoint
 
 SIZES = dict(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, image_size=32, patch_size=8
@@ -111,6 +114,9 @@ def test_what_is_no_plain_vision_transformer_is_refused(tmp_path):
     torch.save(timm_model(embed_dim=96).state_dict(), tmp_path / 'heads.pth')
     with pytest.raises(ConfigError, match='does not say how many heads .* width of 96 .* divisible by 64'):
         read_source(tmp_path / 'heads.pth')
+    torch.save(timm_model(qk_norm=True).state_dict(), tmp_path / 'norms.pth')
+    with pytest.raises(ConfigError, match='is no plain vision transformer: it has blocks.0.attn.q_norm.weight'):
+        read_source(tmp_path / 'norms.pth')
     torch.save(dict(weight=torch.zeros(3)), tmp_path / 'other.pth')
     with pytest.raises(ConfigError, match='holds no plain vision transformer'):
         read_source(tmp_path / 'other.pth')
@@ -166,6 +172,81 @@ def test_a_run_starts_from_another_encoder(image_folder, tmp_path):
     tokens = torch.nn.functional.conv2d(large, other.backbone.patch_embed.projection.weight).flatten(1)
     expected = torch.nn.functional.conv2d(patches, weight).flatten(1)
     torch.testing.assert_close(tokens, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_run_of_this_project(image_folder, tmp_path):
+    """Architecture by name, variants, and a grid that is not square."""
+    arch = dict(embed_dims=64, num_layers=2, num_heads=4, feedforward_channels=96)
+    act = dict(act_cfg=dict(type='bootmae_mm.QuickGELU'))
+    path, model = write_checkpoint(
+        tmp_path / 'run', arch=arch, img_size=(16, 64), patch_size=8, layer_scale_init_value=0.3, layer_cfgs=act
+    )
+    source = read_source(path)
+    assert source.backbone['arch'] == arch and source.backbone['img_size'] == (16, 64)
+    cfg = configured(image_folder, tmp_path, path, {'img_size': (16, 64), 'patch_size': 8})
+    built = MODELS.build(cfg.model)
+    built.init_weights()
+    images, ids = torch.randn(2, 3, 16, 64), torch.arange(16).expand(2, -1)
+    expected = model.backbone.encode_patches(images, ids, norm=True)
+    torch.testing.assert_close(built.backbone.encode_patches(images, ids, norm=True), expected)
+    torch.testing.assert_close(bootmae_mm.load_encoder(path)(images).patches, expected, rtol=1e-4, atol=1e-4)
+    # 2 x 8 patches are as many as 4 x 4.
+    cfg = configured(image_folder, tmp_path, path, {'img_size': (32, 32), 'patch_size': 8})
+    other = MODELS.build(cfg.model)
+    other.init_weights()
+    wanted = resize_pos_embed(model.backbone.pos_embed, (2, 8), (4, 4), 'bicubic')
+    torch.testing.assert_close(other.backbone.pos_embed, wanted)
+
+
+@pytest.mark.parametrize('name, heads', [('t', 3), ('s', 6), ('h', 16)])
+def test_heads_of_the_named_architectures(tmp_path, name, heads):
+    arch = {**BootMAEViT.arch_zoo[name], 'num_layers': 1}
+    path, _ = write_checkpoint(tmp_path, arch=arch, img_size=32, patch_size=8)
+    checkpoint = torch.load(path)
+    state = {k.removeprefix('backbone.'): v for k, v in checkpoint['state_dict'].items() if k.startswith('backbone.')}
+    torch.save(state, tmp_path / 'bare.pth')
+    assert read_source(tmp_path / 'bare.pth').backbone['arch'] == arch
+    checkpoint['meta']['cfg'] = f"model = dict(backbone=dict(type='bootmae_mm.BootMAEViT', arch={name!r}, img_size=32))"
+    torch.save(checkpoint, tmp_path / 'named.pth')
+    assert read_source(tmp_path / 'named.pth').backbone['arch'] == arch == {**arch, 'num_heads': heads}
+
+
+def test_settings_of_the_user_are_kept(image_folder, tmp_path):
+    torch.save(timm_model().state_dict(), tmp_path / 'model.pth')
+    child = tmp_path / 'child.py'
+    child.write_text(
+        f"_base_ = 'bootmae_mm::pretrain/bootmae_auto.py'\ninit = {str(tmp_path / 'model.pth')!r}\n"
+        f'data_root = {str(image_folder)!r}\nimg_size = 32\npatch_size = 8\n'
+        'model = dict(data_preprocessor=dict(mean=[10.0, 20.0, 30.0]))\n'
+    )
+    cfg = read_config(str(child), {'param_scheduler.1.eta_min': 1e-6})
+    assert cfg.model.data_preprocessor.mean == [10, 20, 30]
+    assert cfg.model.data_preprocessor.std == [58.395, 57.12, 57.375]
+    assert cfg.param_scheduler[1].eta_min == 1e-6
+    child.write_text(child.read_text().replace('model = dict(', "model = dict(backbone=dict(arch='b'), "))
+    with pytest.raises(ConfigError, match=r"another model than model.backbone.arch='b': embed_dims 128 instead of 768"):
+        read_config(str(child))
+    # An assumed number of heads gives way to a given one.
+    arch = dict(embed_dims=128, num_layers=2, num_heads=8, feedforward_channels=192)
+    cfg = configured(image_folder, tmp_path, tmp_path / 'model.pth', {'model.backbone.arch': arch})
+    assert cfg.model.backbone.arch.num_heads == 8
+
+
+@pytest.mark.slow
+def test_a_run_resumes_without_the_weights_it_started_from(tmp_path):
+    images = write_images(tmp_path / 'images', 4)
+    torch.save(timm_model(init_values=0.1).state_dict(), tmp_path / 'model.pth')
+    options = {'img_size': 32, 'patch_size': 8, 'model.neck.pixel.width': 16}
+    run = dict(batch_size=2, options=options)
+    bootmae_mm.pretrain(images, tmp_path / 'run', init=tmp_path / 'model.pth', epochs=1, **run)
+    (tmp_path / 'model.pth').unlink()
+    for epochs, init in ((2, tmp_path / 'model.pth'), (3, None)):  # the same command, and one without init
+        last = bootmae_mm.pretrain(images, tmp_path / 'run', init=init, epochs=epochs, resume=True, **run)
+        assert last.name == f'epoch_{epochs}.pth'
+    encoder = bootmae_mm.load_encoder(tmp_path / 'run')
+    assert encoder.preprocessing.mean[0] == pytest.approx(123.675 / 255)
+    assert 'layers.0.attn.gamma1.weight' in encoder.backbone.state_dict()
 
 
 @pytest.mark.slow

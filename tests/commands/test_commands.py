@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +10,18 @@ from mmengine import Config
 
 import bootmae_mm
 from bootmae_mm import commands
+from bootmae_mm.engine.training import as_text
+from bootmae_mm.options import parse_value
 from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.conftest import ROOT
 from tests.engine.test_auto import tiny_options
 
 
 @pytest.fixture
-def bootmae(capfd):
+def bootmae(capfd, monkeypatch):
     """Run a command in this process; return its exit status, output, and error message."""
+    for name in ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'OMP_WAIT_POLICY'):
+        monkeypatch.setenv(name, '0')  # restored afterwards, as a command changes them for its own process
 
     def run(*arguments) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -171,3 +176,30 @@ def test_several_processes(image_folder, tmp_path):
     done = shell(*command, '--to', tmp_path / 'features.npy')
     assert done.returncode == 0 and '8 images, features (8, 24)' in done.stdout, done.stderr
     assert 'OMP_NUM_THREADS' not in done.stderr
+
+
+def test_options_reach_other_processes_unchanged():
+    for value in (
+        'a b',
+        "it's",
+        '3',
+        3,
+        1e-3,
+        True,
+        None,
+        [1, 2],
+        (1, 2),
+        {'a': [dict(type='x.Y')]},
+        'C:\\x',
+        Path('/a'),
+    ):
+        text = as_text(value)
+        assert parse_value(text) == (str(value) if isinstance(value, Path) else value), text
+    with pytest.raises(ConfigError, match='several processes cannot get the option'):
+        as_text(object())
+
+
+def test_several_processes_do_not_start_over_in_a_run(bootmae, image_folder, tmp_path):
+    (tmp_path / 'epoch_3.pth').touch()
+    status, _, message = bootmae('train', '--data', image_folder, '--out', tmp_path, '--devices', 2)
+    assert status == 1 and 'holds a run' in message

@@ -126,6 +126,30 @@ def test_values_of_a_child_config_are_kept(image_folder, tmp_path):
     assert [place for place, _ in cfg.default_hooks.ema.decay] == [0, 3.75, 15]
 
 
+def test_a_run_by_iterations(image_folder):
+    options = {'data_root': str(image_folder), 'train_cfg.by_epoch': False, 'train_cfg.max_iters': 100}
+    cfg = read_config(str(AUTO), options)
+    assert cfg.train_cfg == dict(by_epoch=False, max_iters=100)
+    assert [place for place, _ in cfg.default_hooks.ema.decay] == [0, 12.5, 50]
+    assert cfg.param_scheduler[1].end == 100 and cfg.default_hooks.checkpoint.interval == 5
+
+
+@pytest.mark.parametrize('name', ['hivit', 'cmae', 'bootmae_vitl'])
+def test_other_configs_may_say_auto(name):
+    cfg = load_config(ROOT / f'configs/pretrain/{name}.py', {'train_dataloader.batch_size': 'auto'})
+    (choice,) = choose(cfg, 100_000, Machine(1, 1, 8, H100))
+    assert choice.key == 'train_dataloader.batch_size' and choice.value in (64, 128, 256, 512)
+
+
+def test_a_batch_of_another_task_is_not_chosen():
+    cfg = load_config(ROOT / 'configs/cls/bootmae_vitb_ft_100e.py', {'train_dataloader.num_workers': 'auto'})
+    (choice,) = choose(cfg, 1000, Machine(1, 1, 8, H100))
+    assert choice.value == 7
+    cfg.train_dataloader.batch_size = 'auto'
+    with pytest.raises(ConfigError, match="batch_size='auto' is for pretraining"):
+        choose(cfg, 1000, Machine(1, 1, 8, H100))
+
+
 def test_auto_elsewhere_is_refused(image_folder):
     from bootmae_mm.engine.checks import check_settings
 

@@ -52,6 +52,14 @@ def test_a_split_of_its_own_is_used(tmp_path):
         class_folders(tmp_path, 3)
 
 
+def test_a_test_set_without_classes_is_no_split(tmp_path):
+    """As ImageNet's."""
+    for name in ('train', 'val'):
+        write_classes(tmp_path / name, dict(a=3, b=3))
+    write_classes(tmp_path, dict(test=4))
+    assert all('/val/' in path for path in class_folders(tmp_path, 3)[1].paths)
+
+
 def test_unfit_folders_are_refused(tmp_path):
     with pytest.raises(MissingFileError, match='no folder .*nothing of labeled images'):
         class_folders(tmp_path / 'nothing', 3)
@@ -88,6 +96,7 @@ def run(folder, images, probe=None):
 
 def test_a_run_logs_its_accuracies_and_trains_the_same(tmp_path, image_folder):
     probe = write_classes(tmp_path / 'labeled', dict(dark=10, gray=10, light=10))
+    (probe / 'dark/broken.png').write_bytes(b'no image')
     probed, plain = run(tmp_path / 'probed', image_folder, probe), run(tmp_path / 'plain', image_folder)
     assert all(torch.equal(value, plain[name]) for name, value in probed.items())
     (scalars,) = (tmp_path / 'probed').rglob('scalars.json')
@@ -97,14 +106,19 @@ def test_a_run_logs_its_accuracies_and_trains_the_same(tmp_path, image_folder):
     encoder = bootmae_mm.load_encoder(tmp_path / 'probed')
     train, test = class_folders(probe, 200)
     with torch.no_grad():
-        features = [encoder(torch.stack([pixels(path) for path in part.paths])).mean for part in (train, test)]
-    labels = [torch.tensor(part.labels) for part in (train, test)]
+        good = [[i for i, path in enumerate(part.paths) if 'broken' not in path] for part in (train, test)]
+        features = [
+            encoder(torch.stack([pixels(part.paths[i]) for i in chosen])).mean
+            for part, chosen in zip((train, test), good, strict=True)
+        ]
+    labels = [torch.tensor(part.labels)[chosen] for part, chosen in zip((train, test), good, strict=True)]
     arguments = features[0], labels[0], features[1], labels[1]
     assert found[-1]['probe_knn'] == pytest.approx(100 * knn_accuracy(*arguments, 20), abs=1e-6)
     assert found[-1]['probe_linear'] == pytest.approx(100 * ridge_accuracy(*arguments), abs=1e-6)
     assert found[-1]['probe_linear'] > 60
     (log,) = (tmp_path / 'probed').rglob('*.log')
-    assert '24 labeled and 6 held-out images of 3 classes' in log.read_text() and '(chance 33.3 %)' in log.read_text()
+    assert '25 labeled and 6 held-out images of 3 classes' in log.read_text()
+    assert 'unreadable image left out' in log.read_text() and '(chance 33.3 %)' in log.read_text()
 
     check_report(tmp_path / 'probed', found)
 

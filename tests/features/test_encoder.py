@@ -9,9 +9,10 @@ from PIL import Image
 
 import bootmae_mm
 from bootmae_mm.config import load_config
+from bootmae_mm.export.preprocessing import Preprocessing
 from bootmae_mm.features import Encoder
 from bootmae_mm.validation import ConfigError, MissingFileError
-from tests.conftest import ROOT, build, write_images
+from tests.conftest import ROOT, TINY_ARCH, build, write_images
 from tests.features.runs import write_checkpoint
 
 
@@ -124,3 +125,12 @@ def test_a_norm_after_the_mean_is_applied_to_the_mean(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     encoder = bootmae_mm.load_encoder(path)
     torch.testing.assert_close(encoder(images).mean, backbone(images)[0])
+
+
+def test_a_fourth_channel_does_not_change_the_others(tmp_path):
+    backbone = dict(type='bootmae_mm.BootMAEViT', arch=dict(TINY_ARCH), img_size=32, patch_size=8, in_channels=4)
+    preprocessing = Preprocessing(mean=(0.5,) * 4, std=(0.5,) * 4)
+    encoder = Encoder(build(backbone), preprocessing)
+    pixels = np.full((60, 90, 4), 200, np.uint8)
+    pixels[:, :, 3] = 0
+    assert encoder.resized(pixels)[:, :, :3].min() == 200

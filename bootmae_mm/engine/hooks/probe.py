@@ -8,12 +8,13 @@ import torch
 from mmengine.dataset import Compose
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from bootmae_mm.evaluation import knn_accuracy, ridge_accuracy
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.validation import Count, validated
+from bootmae_mm.validation import Count, require, validated
 
 from ..sharding import gathered_parameters, is_sharded, unwrapped
 
@@ -108,11 +109,20 @@ class ProbeHook(Hook):
 
     def _features(self, model: nn.Module, images: Any) -> tuple[Tensor, Tensor]:
         """Features (N, D) and labels (N,)."""
+        from bootmae_mm.data.decoding import UnreadableImageError
         from bootmae_mm.data.transforms import collate
 
-        features = []
+        features, labels = [], []
         for start in range(0, len(images.paths), self.batch_size):
-            paths = images.paths[start : start + self.batch_size]
-            batch = collate([self._pipeline(dict(img_path=path)) for path in paths])
-            features.append(model.extract_feat(model.data_preprocessor(batch)['inputs'])[0].float().cpu())
-        return torch.cat(features), torch.tensor(images.labels)
+            samples = []
+            for path, label in list(zip(images.paths, images.labels, strict=True))[start : start + self.batch_size]:
+                try:
+                    samples.append(self._pipeline(dict(img_path=path)))
+                    labels.append(label)
+                except UnreadableImageError as error:
+                    print_log(f'probe: unreadable image left out: {error}', logger='current', level=30)
+            if samples:
+                inputs = model.data_preprocessor(collate(samples))['inputs']  # (B, C, H, W)
+                features.append(model.extract_feat(inputs)[0].float().cpu())
+        require(features, f'no image of {self.data_root} can be read')
+        return torch.cat(features), torch.tensor(labels)

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from bootmae_mm.progress import make_progress
+from bootmae_mm.progress import is_terminal, make_progress
 from bootmae_mm.registry import HOOKS
 
 
@@ -34,7 +34,7 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Start the bar where the run starts or resumes."""
-        if not (self.enabled and is_main_process() and sys.stdout.isatty()):
+        if not (self.enabled and is_main_process() and is_terminal(sys.stdout)):
             return
         self._progress = make_progress()
         self._progress.start()  # from here, sys.stdout writes above the bar
