@@ -83,6 +83,8 @@ setup(
         'onedl-downstream': ONEDL + ['onedl-mmsegmentation>=1.4.2,<1.5', 'onedl-mmdetection>=3.5.1,<3.6'],
         'openmmlab': OPENMMLAB,
         'openmmlab-downstream': OPENMMLAB + ['mmsegmentation>=1.2.2,<1.3', 'mmdet>=3.3.0,<3.4', 'ftfy', 'regex'],
+        # TIFF with many bands or deep colors, and DICOM.
+        'images': ['tifffile', 'imagecodecs', 'pydicom>=3'],
         'demo': ['scikit-learn'],
         'export': ['onnx'],
         # To read what is exported to it. Not part of `test`: the original mmpretrain cannot be imported beside it.

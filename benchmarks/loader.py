@@ -76,7 +76,7 @@ def pipelines(cfg: Config, folder: str) -> dict[str, dict]:
     exact = dict(own['dataset'])
     exact['pipeline'] = [
         dict(step, backend='pillow')
-        if step['type'] in ('bootmae_mm.LoadRGB', 'bootmae_mm.RandomResizedCrop')
+        if step['type'] in ('bootmae_mm.LoadImage', 'bootmae_mm.RandomResizedCrop')
         else dict(step)
         for step in exact['pipeline']
     ]

@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 MAX_COUNT = 10**9  # a larger count is a mistake, named before it fills the memory
 MAX_SIDE = 2**16  # of an image in pixels; also the largest width of a token
 MAX_PATCHES = 2**18  # of an image
+MAX_CHANNELS = 512  # of an image
 
 T = TypeVar('T')
 STRICT = pydantic.ConfigDict(

@@ -150,7 +150,7 @@ _base_ = '{root}/configs/_base_/runtime/pretrain.py'
 data_root = {data!r}
 model = {model!r}
 train_pipeline = [
-    dict(type='bootmae_mm.LoadRGB'),
+    dict(type='bootmae_mm.LoadImage'),
     dict(type='bootmae_mm.RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0)),
     dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),

@@ -25,6 +25,7 @@ COMMANDS = {
     'reconstruct': 'draw what a checkpoint reconstructs of masked images',
     'export': 'write an encoder for timm, transformers, mmpretrain or ONNX',
     'convert': "convert the authors' checkpoints, and back",
+    'stats': 'measure channels and values of images, and write a config that reads them',
     'pack': 'pack a folder of images into a cache that is quick to read',
     'config': 'list the configs that come with the package, print one, or copy one',
 }

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--config', help='config to build the model from, instead of the one in the checkpoint')
     parser.add_argument('--out', default='reconstruction.png', help='picture to write')
     parser.add_argument('--seed', type=int, default=0, help='seed of the masks')
+    parser.add_argument(
+        '--channels', type=int, nargs='+', help='one or three channels to show (default: the first three)'
+    )
     parser.add_argument('--max-images', type=int, default=16, help='draw only the first MAX_IMAGES images')
     trust_argument(parser)
 
@@ -45,9 +48,10 @@ def run(args: argparse.Namespace) -> None:
         batch = load_batch(paths, model.backbone.img_size, loading_step(cfg), masking, args.seed)
         batch = model.data_preprocessor(batch)
         panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
+        names = [Path(path).name[:24] for path in paths]
+        picture = draw_reconstruction(panels, names, channels=args.channels)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    names = [Path(path).name[:24] for path in paths]
-    Image.fromarray(draw_reconstruction(panels, names)).save(args.out)
+    Image.fromarray(picture).save(args.out)
     print(f'{len(paths)} images -> {args.out}')
 
 
@@ -57,10 +61,10 @@ def loading_step(cfg: Config) -> dict:
 
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
     for step in pipeline:
-        if step['type'].endswith(('LoadRGB', 'LoadImageFromFile')):
+        if step['type'].endswith(('LoadImage', 'LoadImageFromFile')):
             check_types(step)
             return {key: value for key, value in step.items() if key != 'crop_size'}  # only for a warning
-    return dict(type='bootmae_mm.LoadRGB', channels=cfg.model.backbone.get('in_channels', 3))
+    return dict(type='bootmae_mm.LoadImage', channels=cfg.model.backbone.get('in_channels', 3))
 
 
 def load_batch(paths: list[str], size: tuple[int, int], step: dict, masking: dict, seed: int) -> dict:

@@ -2,7 +2,7 @@
 
 from .datasets import Digits, ImageFolder
 from .labelled import LabelledFolder
-from .loading import LoadRGB
+from .loading import LoadImage
 from .mask_types import InverseBlockSampling, UniformSampling, build_masking
 from .masking import MaskSampling
 from .pack_reader import PackedImages
@@ -15,6 +15,7 @@ from .transforms import (
     RandomResizedCrop,
     RandomShift,
     Repeat,
+    ResizeEdge,
     ShiftedView,
     collate,
 )
@@ -24,7 +25,7 @@ __all__ = [
     'ImageFolder',
     'InverseBlockSampling',
     'LabelledFolder',
-    'LoadRGB',
+    'LoadImage',
     'MapLabels',
     'MaskSampling',
     'PackImage',
@@ -34,6 +35,7 @@ __all__ = [
     'RandomResizedCrop',
     'RandomShift',
     'Repeat',
+    'ResizeEdge',
     'SeededSampler',
     'ShiftedView',
     'UniformSampling',

@@ -11,7 +11,7 @@ import numpy as np
 
 from bootmae_mm.validation import MissingFileError, require
 
-from .paths import EXTENSIONS, found_images, is_hidden
+from .paths import found_images, is_hidden
 
 SPLITS = (('train', 'test'), ('train', 'val'))
 MAX_IMAGES = 5000  # of a set: a probe takes about a minute at most on one core
@@ -79,8 +79,7 @@ def _of_classes(root: Path, max_per_class: int) -> LabeledImages:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = found_images(root / name, EXTENSIONS)
-        require(found, f'no image in {root / name}')
+        found = found_images(root / name)
         # A fixed random choice: names often follow the time at which pictures were taken.
         order = np.random.RandomState(label).permutation(len(found))[:max_per_class]
         paths += [found[index] for index in order]

@@ -17,7 +17,7 @@ from bootmae_mm.validation import ConfigError, Count, MissingFileError, Share, S
 
 from .decoding import UnreadableImageError
 from .mask_types import build_masking
-from .paths import EXTENSIONS, found_images, listed_images
+from .paths import found_images, listed_images
 from .samplers import SeededIndex
 
 
@@ -61,10 +61,12 @@ class ImageFolder(SeededDataset):
     Args:
         data_root: The folder.
         folder: Subfolder to use, such as ``'train'``; the whole folder by default.
-        ann_file: Text file with one image path per line, relative to the folder; only these images are used. Saves the
-            scan of a large folder. A second column (a label) is ignored.
+        ann_file: List of the images to use, with paths relative to the folder: text with one path per line (a second
+            column, a label, is ignored), or a table, ``.csv``, ``.tsv`` or ``.parquet``. Saves the scan of a folder.
+        column: Column of a table that has the paths.
         max_unreadable: Largest share of unreadable images, in [0, 1].
-        extensions: Lower-case endings of image files.
+        extensions: Lower-case endings of image files; by default the usual ones, or ``.npy`` and ``.dcm`` in a folder
+            with nothing else.
         max_images: Use only the first ``max_images`` images; all by default.
         unreadable_file: Text file that lists unreadable images, one line each: path, tab, reason. The Runner sets it to
             ``unreadable_images.txt`` in its work_dir.
@@ -82,15 +84,17 @@ class ImageFolder(SeededDataset):
         data_root: str,
         folder: str = '',
         ann_file: str = '',
+        column: str = 'path',
         max_unreadable: Share = 0.01,
-        extensions: Sequence[str] = EXTENSIONS,
+        extensions: Sequence[str] | None = None,
         max_images: Count | None = None,
         unreadable_file: str = '',
         **kwargs: Any,
     ) -> None:
         self.folder = folder
         self.max_unreadable = max_unreadable
-        self.extensions = tuple(extensions)
+        self.extensions = extensions
+        self.column = column
         self.max_images = max_images
         self.unreadable_file = unreadable_file
         self.image_list = ann_file
@@ -104,8 +108,11 @@ class ImageFolder(SeededDataset):
         root = Path(self.data_root, self.folder)
         if not root.is_dir():
             raise MissingFileError(f'no folder {root} (data_root); set it with --cfg-options data_root=/your/images')
-        paths = listed_images(root, self.image_list) if self.image_list else found_images(root, self.extensions)
-        require(paths, f'no image in {root}: no file ends in {", ".join(self.extensions)}')
+        if self.image_list:
+            paths = listed_images(root, self.image_list, self.column)
+            require(paths, f'no image in {self.image_list} (ann_file)')
+        else:
+            paths = found_images(root, self.extensions)
         return [dict(img_path=path) for path in paths[: self.max_images]]
 
     def __getitem__(self, idx: int) -> dict | list[dict]:

@@ -1,12 +1,13 @@
-"""From the bytes of an image file to pixels: colors, orientation, value ranges, size limits."""
+"""From the bytes of an image file to pixels: colors, orientation, size limits."""
 
 from __future__ import annotations
 
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import mmcv
@@ -14,6 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bootmae_mm.validation import ConfigError, require
+
+from .array_files import TIFF, read_array
+from .values import Limits, Values, scaled, with_channels
 
 # Pillow refuses larger images (twice its MAX_IMAGE_PIXELS).
 PILLOW_LIMIT = 178_956_970
@@ -66,40 +70,41 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding options; see :class:`LoadRGB`.
+    """Decoding options; see :class:`LoadImage`.
 
     Attributes:
         backend: Decoder.
         max_pixels: Number of pixels of the largest image allowed.
         min_edge: Shorter side to keep when a JPEG file is decoded at a fraction of its size, or None.
         channels: Number of channels of the result.
-        value_range: Values that become 0 and 255 in files with more than 8 bits per channel, or None.
-        notice: Callback for such files: smallest and largest value within the range, and the range. If most values
-            lie outside, the smallest and the largest are the same.
+        value_range: Values that become 0 and 255 in files with more than 8 bits per channel, for all channels or for
+            each; or None.
+        notice: Callback for such files, see :func:`bootmae_mm.data.values.scaled`.
+        bands: Channels of the file to use, counted from 0; None for all.
+        dtype: Type of the result, ``'uint8'`` or ``'float32'``.
     """
 
     backend: str = 'auto'
     max_pixels: int = PILLOW_LIMIT
     min_edge: int | None = None
     channels: int = 3
-    value_range: tuple[float, float] | None = None
-    notice: Callable[[float, float, tuple[float, float]], None] | None = None
-
-
-class ValueRangeError(ConfigError):
-    """Pixels that need a ``value_range``; the config is wrong, not the file."""
+    value_range: Limits | Sequence[Limits] | None = None
+    notice: Callable[[float, float, Limits], None] | None = None
+    bands: Sequence[int] | None = None
+    dtype: str = 'uint8'
 
 
 def decode(data: bytes, options: Decoding = Decoding()) -> np.ndarray:  # noqa: B008  frozen
-    """Decode an image file into uint8 (H, W, channels), colors in RGB.
+    """Decode an image file into (H, W, channels), 0..255, colors in RGB.
 
     Raises:
-        ValueRangeError: If the file has signed, 32-bit or floating-point pixels, and no range is given.
+        LoadingError: If the file has signed, 32-bit or floating-point pixels and no range is given, or a package is
+            missing.
         Exception: Errors of the decoder for a broken file; ConfigError for too many pixels or other channels.
     """
     # OpenCV before 5 fills the missing part of a truncated file with gray; Pillow refuses the file.
     is_complete_jpeg = data.startswith(b'\xff\xd8') and b'\xff\xd9' in data[-1024:]
-    if options.backend == 'auto' and options.channels == 3 and is_complete_jpeg:
+    if options.backend == 'auto' and options.channels == 3 and options.bands is None and is_complete_jpeg:
         size = jpeg_size(data)
         if size is not None:
             _check_size(*size, options.max_pixels)
@@ -107,31 +112,46 @@ def decode(data: bytes, options: Decoding = Decoding()) -> np.ndarray:  # noqa: 
             factor = next((n for n in (8, 4, 2) if options.min_edge and min(size) >= n * options.min_edge), 1)
             img = _decode_jpeg(data, factor)
             if img is not None:
-                return img
+                return img if options.dtype == 'uint8' else img.astype(np.float32)
+    return finished(_values(data, options, options.channels), options)
+
+
+def finished(image: Values, options: Decoding) -> np.ndarray:
+    """The channels wanted, on the scale 0..255: (H, W, channels)."""
+    values = with_channels(image, options.channels, options.bands)
+    return scaled(values, options.value_range, options.dtype, image.inverted, image.bits, options.notice)
+
+
+def raw_values(data: bytes, options: Decoding = Decoding()) -> Values:  # noqa: B008  frozen
+    """Values and channels as they are in a file."""
+    return _values(data, options, None)
+
+
+def _values(data: bytes, options: Decoding, channels: int | None) -> Values:
+    """Values as they are in a file, with the channels that are wanted if the file's mode is made for it."""
+    channels = None if options.bands is not None else channels
+    if options.backend in ('auto', 'pillow'):
+        array = read_array(data, channels, partial(_check_size, max_pixels=options.max_pixels))
+        if array is not None:
+            return array
     try:
         image = _open(data, options)
     except ValueError:  # Pillow refuses long texts; if something else is wrong, this raises again
         image = _open(without_texts(data), options)
     with image:
         if options.backend not in ('auto', 'pillow'):
-            flag = {1: 'grayscale', 3: 'color', 4: 'unchanged'}[options.channels]
+            flag = {1: 'grayscale', 3: 'color'}.get(channels or 0, 'unchanged')
             img = mmcv.imfrombytes(data, flag=flag, channel_order='rgb', backend=options.backend)
             assert img is not None, 'not an image'
-            return _with_channels(np.atleast_3d(img), options.channels)
-        if image.format != 'TIFF' and _is_sixteen_bit(data):
-            return _sixteen_bit(data, options)
-        return _pixels(image, options)
+            return Values(np.atleast_3d(img))
+        if not data.startswith(TIFF) and _is_sixteen_bit(data):
+            return _sixteen_bit(data)
+        return _pixels(image, channels)
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
     fits = height * width <= max_pixels
     require(fits, f'{height} x {width} pixels are more than max_pixels={max_pixels} allows')
-
-
-def _with_channels(img: np.ndarray, channels: int) -> np.ndarray:
-    """The image itself, (H, W, channels); refused if it has another number of channels."""
-    require(img.shape[2] == channels, f'the file has {img.shape[2]} channels, not {channels}')
-    return img
 
 
 def _decode_jpeg(data: bytes, factor: int) -> np.ndarray | None:
@@ -158,19 +178,15 @@ def _is_sixteen_bit(data: bytes) -> bool:
     return header is not None and int(header[1]) > 255
 
 
-def _sixteen_bit(data: bytes, options: Decoding) -> np.ndarray:
+def _sixteen_bit(data: bytes) -> Values:
     """Decode an unsigned 16-bit file with OpenCV, which keeps its values."""
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert values is not None and values.dtype == np.uint16, 'not an image'  # the reason that LoadRGB reports
+    assert values is not None and values.dtype == np.uint16, 'not an image'  # the reason that LoadImage reports
     values = np.atleast_3d(values)  # (H, W, C)
-    if values.shape[2] > 2:  # BGR or BGRA
+    is_color = values.shape[2] > 2
+    if is_color:  # BGR or BGRA
         values = values[:, :, [2, 1, 0, *range(3, values.shape[2])]]
-    if options.channels == 4:
-        return _with_channels(_scaled(values, options), 4)
-    pixels = _scaled(values, options)
-    if pixels.shape[2] < 3:
-        return np.repeat(pixels[:, :, :1], options.channels, axis=2)
-    return pixels[:, :, :3] if options.channels == 3 else cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_RGB2GRAY)[:, :, None]
+    return Values(values, is_color, has_alpha=values.shape[2] in (2, 4))
 
 
 def without_texts(data: bytes) -> bytes:
@@ -194,15 +210,18 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _pixels(image: Image.Image, options: Decoding) -> np.ndarray:
-    """Pixels as uint8 (H, W, channels), of the first frame. Below 4 channels transparency is dropped."""
+def _pixels(image: Image.Image, channels: int | None) -> Values:
+    """Pixels of the first frame, converted to 1, 3 or 4 channels if these are wanted."""
     upright = _upright(image)  # a copy, without the file's tags
     if image.mode.startswith('I') or image.mode == 'F':
-        gray = _scaled(_deep_values(upright, image), options)[:, :, None]  # (H, W, 1)
-        return _with_channels(gray, 4) if options.channels == 4 else np.repeat(gray, options.channels, axis=2)
-    if options.channels == 4 and 'transparency' not in image.info:
-        _with_channels(np.empty((1, 1, len(image.getbands()))), 4)
-    return np.atleast_3d(np.array(upright.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[options.channels])))
+        return Values(_deep_values(upright, image)[:, :, None])
+    has_transparency = 'transparency' in image.info
+    wanted = {1: 'L', 3: 'RGB', 4: 'RGBA'}.get(channels or 0)
+    if wanted is None or (wanted == 'RGBA' and not has_transparency):
+        # The channels of the file, of which none is made up.
+        wanted = {'P': 'RGBA' if has_transparency else 'RGB', '1': 'L'}.get(image.mode, image.mode)
+    values = np.atleast_3d(np.array(upright if wanted == upright.mode else upright.convert(wanted)))
+    return Values(values, has_alpha=wanted in ('LA', 'RGBA', 'PA'))
 
 
 def _deep_values(image: Image.Image, source: Image.Image) -> np.ndarray:
@@ -220,21 +239,3 @@ def _deep_values(image: Image.Image, source: Image.Image) -> np.ndarray:
 
 def _first(value: int | tuple[int, ...]) -> int:
     return value[0] if isinstance(value, tuple) else value
-
-
-def _scaled(values: np.ndarray, options: Decoding) -> np.ndarray:
-    """Map the value range to 0..255, uint8; values outside are clipped."""
-    if options.value_range is None and values.dtype != np.uint16:
-        raise ValueRangeError(
-            f'{values.dtype} pixels need value_range=(low, high) in LoadRGB, the values that become 0 and 255; this '
-            f'file has {values.min():g} to {values.max():g}'
-        )
-    low, high = options.value_range or (0.0, 2.0**16 - 1)
-    if options.notice is not None:
-        # Of the values that are not clipped.
-        inside = values[(values >= low) & (values <= high)]
-        few = 2 * inside.size < values.size
-        limits = (low, low) if few else (float(inside.min()), float(inside.max()))
-        options.notice(*limits, (low, high))
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)

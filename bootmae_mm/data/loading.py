@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import mmengine.fileio
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.logging import print_log
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import Field
 
 from bootmae_mm.registry import TRANSFORMS
-from bootmae_mm.validation import ConfigError, Count, Pair, Size, require, validated
+from bootmae_mm.validation import ConfigError, Count, Size, require, validated
 
-from .decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, ValueRangeError, decode
-
-
-def _range_of_bits(value: Any) -> Any:
-    """Smallest and largest value of a number of bits; anything else is returned as it is."""
-    is_bits = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 32
-    return (0.0, 2.0**value - 1) if is_bits else value
+from .decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, decode
+from .values import Bands, Channels, DType, Limits, LoadingError, ValueRange
 
 
-def _check_order(value: tuple[float, float]) -> tuple[float, float]:
-    require(value[0] < value[1], f'must be (low, high) with low < high, but is {value}')
-    return value
+@TRANSFORMS.register_module(name=['LoadImage', 'LoadRGB'])  # the second name is that of older configs
+class LoadImage(BaseTransform):
+    """Reads ``img_path`` into ``img``, uint8 (H, W, channels); or ``img_bytes``; or keeps an ``img`` that is there.
 
-
-ValueRange = Annotated[Pair[float], BeforeValidator(_range_of_bits), AfterValidator(_check_order)]
-
-
-@TRANSFORMS.register_module()
-class LoadRGB(BaseTransform):
-    """Reads ``img_path`` into ``img``, uint8 (H, W, 3) in RGB; or ``img_bytes``; or keeps an ``img`` that is there.
+    Reads what Pillow reads, with colors in RGB, and arrays with any number of channels and any type of values: TIFF
+    with many bands or deep colors (by tifffile), NPY files (H, W), (H, W, C) or (C, H, W), DICOM (by pydicom). The
+    packages for TIFF and DICOM come with ``pip install 'bootmae_mm[images]'``.
 
     An ``img`` without ``img_path`` comes from an inferencer of mmpretrain, and is taken as BGR.
 
     Orientation tags are applied, other modes (gray, palette, CMYK) are converted, the first frame of an animation is
-    used, transparency is dropped. The format is recognized by the content of the file, not by its name.
+    used, transparency is dropped. In DICOM files, slope and intercept are applied, and what they call white is white.
+    The format is recognized by the content of the file, not by its name.
 
     Args:
         crop_size: Height and width of the crop that follows, to warn once per process of an image that the crop
@@ -51,12 +43,16 @@ class LoadRGB(BaseTransform):
             None, the default, for full size; needs ``'auto'``.
         max_pixels: Number of pixels of the largest image; larger ones are refused before they are decoded, as a file of
             a few kB may take all memory. At most 178,956,970, Pillow's own limit.
-        channels: 3 for RGB, 1 for gray, 4 for files with four channels (RGBA). ``in_channels`` of the backbone, and
-            ``mean`` and ``std`` of the data_preprocessor, must match.
+        channels: Number of channels: 3 for RGB, 1 for gray, others for files that have as many. ``in_channels`` of the
+            backbone, and ``mean`` and ``std`` of the data_preprocessor, must match; the base configs see to it.
         value_range: For files with more than 8 bits per channel: the values that become 0 and 255, such as
-            ``(-1000, 2000)`` for CT; or a number of bits, such as 12 for ``(0, 4095)``. Values outside are clipped. By
-            default ``(0, 65535)`` for unsigned 16-bit files; all others need it. A warning, once per process, tells if
-            a file uses less than an eighth of the range.
+            ``(-1000, 2000)`` for CT; or a number of bits, such as 12 for ``(0, 4095)``; or a list with one of these for
+            each channel. Values outside are clipped. By default ``(0, 65535)`` for unsigned 16-bit files (of DICOM, the
+            bits stored); all others need it. A warning, once per process, tells if a file uses less than an eighth of
+            the range. ``bootmae stats`` measures the values of a folder.
+        bands: Channels of the file to use, counted from 0, such as ``(3, 2, 1)`` for red, green, blue of Sentinel-2;
+            ``channels`` many. By default all.
+        dtype: ``'uint8'``: 256 levels; ``'float32'`` keeps what lies between two levels, in four times the memory.
 
     Raises:
         UnreadableImageError: If the file cannot be read or decoded, or has other channels.
@@ -72,18 +68,22 @@ class LoadRGB(BaseTransform):
         backend_args: dict | None = None,
         min_edge: Count | None = None,
         max_pixels: Annotated[int, Field(ge=1, le=PILLOW_LIMIT)] = 100_000_000,
-        channels: Literal[1, 3, 4] = 3,
+        channels: Channels = 3,
         value_range: ValueRange | None = None,
+        bands: Bands | None = None,
+        dtype: DType = 'uint8',
     ) -> None:
         require(min_edge is None or backend == 'auto', f"min_edge needs backend 'auto', but it is {backend!r}")
         has_range = value_range is None or backend in ('auto', 'pillow')
         require(has_range, f"value_range needs backend 'auto' or 'pillow', but it is {backend!r}")
-        self.decoding = Decoding(backend, max_pixels, min_edge, channels, value_range, self._notice_range)
+        fits = bands is None or len(bands) == channels
+        require(fits, f'bands must be {channels} numbers, one for each of the channels, but is {bands}')
+        self.decoding = Decoding(backend, max_pixels, min_edge, channels, value_range, self._notice_range, bands, dtype)
         self.crop_size = crop_size
         self.backend_args = backend_args
         self._warned = self._warned_of_range = False
 
-    def _notice_range(self, smallest: float, largest: float, given: tuple[float, float]) -> None:
+    def _notice_range(self, smallest: float, largest: float, given: Limits) -> None:
         if not self._warned_of_range and largest - smallest < (given[1] - given[0]) / 8:
             self._warned_of_range = True
             if smallest == largest:
@@ -91,7 +91,7 @@ class LoadRGB(BaseTransform):
             else:
                 found = f'an image uses only the values {smallest:g} to {largest:g} of {given[0]:g} to {given[1]:g}'
             # One warning per process: usually all files of a data set are alike.
-            advice = 'few gray levels are left; set value_range in LoadRGB (logged once)'
+            advice = 'few gray levels are left; set value_range in LoadImage (logged once)'
             print_log(f'{found}, which become 0 and 255: {advice}', logger='current', level=30)
 
     def _read(self, path: str) -> bytes:
@@ -109,10 +109,10 @@ class LoadRGB(BaseTransform):
             elif 'img' in results:  # pixels of a pack
                 img = results['img']
                 if self.decoding.value_range is not None:
-                    raise ValueRangeError('the pack holds 8 bits already: value_range has no effect on it')
+                    raise LoadingError('the pack holds 8 bits already: value_range has no effect on it')
             else:
                 img = decode(results['img_bytes'] if 'img_bytes' in results else self._read(path), self.decoding)
-        except ValueRangeError as error:
+        except LoadingError as error:
             raise ConfigError(f'{path}: {error}') from error
         except Exception as error:  # noqa: BLE001  decoders raise anything on a broken file
             reason = re.sub(r' ?<[^<>]* at 0x[0-9a-f]+>', '', str(error))  # Pillow names its buffer

@@ -25,7 +25,7 @@ from pydantic import Field
 from bootmae_mm.validation import Count, Options, Side, require
 
 from .decoding import UnreadableImageError
-from .loading import LoadRGB
+from .loading import LoadImage
 from .transforms import resize
 
 FORMATS = ('raw', 'jpeg')  # of PackOptions
@@ -165,7 +165,7 @@ def _check_space(out: Path, root: Path, jobs: list[tuple[Path, list[str]]], opti
 
 
 def _read(path: Path, options: PackOptions) -> np.ndarray:
-    return reduced(LoadRGB()(dict(img_path=str(path)))['img'], options.edge)
+    return reduced(LoadImage()(dict(img_path=str(path)))['img'], options.edge)
 
 
 def _write_archive(job: tuple[Path, list[str]], root: str, options: PackOptions) -> int:

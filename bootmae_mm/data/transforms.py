@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import Compose
 from mmpretrain.datasets.transforms import RandomErasing as MMPretrainRandomErasing
 from mmpretrain.datasets.transforms import RandomResizedCrop as MMPretrainRandomResizedCrop
+from mmpretrain.datasets.transforms import ResizeEdge as MMPretrainResizeEdge
 from pydantic import AfterValidator, Field
 from torch.utils.data import default_collate
 
@@ -105,6 +107,31 @@ def resize(img: np.ndarray, size: tuple[int, int], interpolation: str = 'bicubic
     # otherwise it would move every pixel twice.
     image = torch.from_numpy(img)[None].permute(0, 3, 1, 2)  # (1, C, H, W)
     return F.interpolate(image, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def resize_for_test(img: np.ndarray, size: tuple[int, int], interpolation: str = 'bicubic') -> np.ndarray:
+    """Resize with exactly the pixels of Pillow where it can (uint8, one or three channels), else by :func:`resize`.
+
+    (H, W, C) -> (height, width, C) of the same type.
+    """
+    if img.dtype == np.uint8 and img.shape[2] in (1, 3):
+        flat = img[:, :, 0] if img.shape[2] == 1 else img  # Pillow's gray pictures have two axes
+        return np.atleast_3d(mmcv.imresize(flat, size[::-1], interpolation=interpolation, backend='pillow'))
+    # Pillow has no other channels but a fourth, which it takes for transparency, and changes the others by it.
+    return resize(img, size, interpolation)
+
+
+@TRANSFORMS.register_module()
+class ResizeEdge(MMPretrainResizeEdge):
+    """mmpretrain's ``ResizeEdge``, for any number of channels and types of values; see :func:`resize_for_test`."""
+
+    def _resize_img(self, results: dict) -> None:
+        if self.backend != 'pillow':
+            super()._resize_img(results)
+            return
+        (width, height), (rows, columns) = results['scale'], results['img'].shape[:2]
+        img = resize_for_test(results['img'], (height, width), self.interpolation)
+        results.update(img=img, img_shape=img.shape[:2], scale_factor=(width / columns, height / rows))
 
 
 @TRANSFORMS.register_module()

@@ -57,7 +57,7 @@ def apply_init(cfg: Config, is_given: Callable[[str], bool], resume: str | None 
     channels = backbone.get('in_channels', 3)
     preprocessor = cfg.model.setdefault('data_preprocessor', {})
     for key in ('mean', 'std'):
-        if not is_given(f'model.data_preprocessor.{key}'):
+        if not is_given(f'model.data_preprocessor.{key}') and not is_given(key):  # key: the name at the top of a config
             preprocessor[key] = fit_statistics(getattr(source, key), channels)
     text = ', '.join(f'{key} {[round(value, 2) for value in preprocessor[key]]}' for key in ('mean', 'std'))
     print_log(f'images are normalized by {text}', logger='current')

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from bootmae_mm.data.paths import LISTS
 from bootmae_mm.options import parse_value
 from bootmae_mm.validation import ConfigError, MissingFileError, require
 
@@ -47,7 +48,7 @@ def pretrain(
     (``configs/pretrain/bootmae_auto.py``).
 
     Args:
-        data: Folder of images, at any depth.
+        data: Folder of images, at any depth; or a list of paths relative to its own folder (text, CSV, Parquet).
         out: Folder for logs, pictures and checkpoints.
         model: ``'vit_tiny'``, ``'vit_small'``, ``'vit_base'``, ``'vit_large'`` or ``'vit_huge'``; a patch size other
             than 16 follows a slash: ``'vit_small/8'``. By default that of ``init``, or ``'vit_small'``.
@@ -136,9 +137,14 @@ def run_options(
     """
     options: dict[str, Any] = {}
     if data is not None:
-        if not Path(data).is_dir():
+        if Path(data).is_file() and Path(data).suffix.lower() in LISTS:
+            options['data_root'] = str(Path(data).resolve().parent)
+            for loader in ('train_dataloader', 'test_dataloader'):
+                options[f'{loader}.dataset.ann_file'] = str(data)
+        elif Path(data).is_dir():
+            options['data_root'] = str(data)
+        else:
             raise MissingFileError(f'no folder {data}')
-        options['data_root'] = str(data)
     if model is not None:
         found = re.fullmatch(rf'({"|".join(MODELS)})(?:/(\d+))?', model)
         if found is None:

@@ -13,6 +13,7 @@ from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.checkpoints.saved_config import config_of, saved_config
 from bootmae_mm.checkpoints.sources import read_source
 from bootmae_mm.config import load_config
+from bootmae_mm.data.values import as_ranges
 from bootmae_mm.validation import require
 
 INTERPOLATIONS = dict(nearest=0, lanczos=1, bilinear=2, bicubic=3)  # with their numbers in Pillow
@@ -29,14 +30,18 @@ class Preprocessing:
         std: Standard deviation of each channel.
         interpolation: Name of the interpolation in Pillow.
         crop_pct: Side of the crop over the shorter side of the resized image, in evaluation.
-        value_range: Values that became 0 and 255 in files with more than 8 bits.
+        value_range: Values that became 0 and 255 in files with more than 8 bits, for all channels or for each.
+        bands: Channels of the files that were used; None for all.
+        dtype: Type of the images before they are normalized.
     """
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = 'bicubic'
     crop_pct: float = 0.875
-    value_range: tuple[float, float] | None = None
+    value_range: Any = None
+    bands: tuple[int, ...] | None = None
+    dtype: str = 'uint8'
 
 
 def read_preprocessing(path: str | Path, config: str | Path | None = None, channels: int = 3) -> Preprocessing:
@@ -81,9 +86,10 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
             options['interpolation'] = step.get('interpolation', RESIZES[kind])
         if kind == 'CenterCrop':
             crop = _side(step.get('crop_size'))
-        if step.get('value_range') is not None:
-            limits = step['value_range']
-            options['value_range'] = (0.0, 2.0**limits - 1) if isinstance(limits, int) else tuple(limits)
+        if kind in ('LoadImage', 'LoadRGB'):
+            options['value_range'] = as_ranges(step.get('value_range'))
+            options['bands'] = tuple(step['bands']) if step.get('bands') else None
+            options['dtype'] = step.get('dtype', 'uint8')
     if scale:
         options['crop_pct'] = min(1.0, (crop or scale) / scale)
     interpolation, known = options.get('interpolation', 'bicubic'), ', '.join(INTERPOLATIONS)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import mmcv
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from bootmae_mm.data.decoding import Decoding, decode
-from bootmae_mm.data.transforms import resize
+from bootmae_mm.data.decoding import Decoding, decode, finished
+from bootmae_mm.data.transforms import resize_for_test
+from bootmae_mm.data.values import Values
 from bootmae_mm.engine.recovery import checkpoint_in
 from bootmae_mm.export.exporting import read_encoder
 from bootmae_mm.export.preprocessing import Preprocessing, read_preprocessing
@@ -69,6 +69,12 @@ class Encoder(nn.Module):
         self.img_size: tuple[int, int] = tuple(backbone.img_size)
         self.grid_size = backbone.grid_size
         self.channels = backbone.in_channels
+        self.decoding = Decoding(
+            channels=self.channels,
+            value_range=preprocessing.value_range,
+            bands=preprocessing.bands,
+            dtype=preprocessing.dtype,
+        )
         for name in ('mean', 'std'):
             values = 255 * torch.tensor(getattr(preprocessing, name))[:, None, None]  # (C, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -78,14 +84,15 @@ class Encoder(nn.Module):
         """Make a picture an input of the encoder: resize, center crop, normalize.
 
         Args:
-            picture: Path of an image file, a picture of Pillow, or an array uint8 (H, W, C) or (H, W), colors in RGB.
+            picture: Path of an image file, a picture of Pillow, or an array (H, W, C) or (H, W) with the channels and
+                values of the files that the run saw, colors in RGB.
 
         Returns:
             float32 (C, height, width).
 
         Raises:
             MissingFileError: If there is no such file.
-            ConfigError: If the array has another type, or other channels than the encoder.
+            ConfigError: If the image has other channels than the encoder, or values that need a range.
         """
         pixels = self.resized(self._pixels(picture))
         return self.normalize(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -95,32 +102,26 @@ class Encoder(nn.Module):
         return (images.float() - self.mean) / self.std
 
     def _pixels(self, picture: Picture) -> np.ndarray:
-        """uint8 (H, W, C)."""
+        """Values 0..255, (H, W, C)."""
         mode = MODES.get(self.channels)
         if isinstance(picture, (str, os.PathLike)):
             if not Path(picture).is_file():
                 raise MissingFileError(f'no image {picture}')
-            return decode(
-                Path(picture).read_bytes(),
-                Decoding(channels=self.channels, value_range=self.preprocessing.value_range),
-            )
+            return decode(Path(picture).read_bytes(), self.decoding)
         if isinstance(picture, Image.Image):
             require(mode, f'pictures of Pillow have 1, 3 or 4 channels, the encoder {self.channels}: give an array')
             return np.atleast_3d(np.asarray(ImageOps.exif_transpose(picture).convert(mode)))
-        pixels = np.atleast_3d(picture)
-        fits = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == self.channels
-        wanted = f'uint8 (height, width, {self.channels})'
-        require(fits, f'an array must be {wanted}, but is {pixels.dtype} {tuple(np.shape(picture))}')
-        return pixels
+        require(np.ndim(picture) in (2, 3), f'an array must be (height, width, channels), but is {np.shape(picture)}')
+        return finished(Values(np.atleast_3d(picture)), self.decoding)
 
     def resized(self, pixels: np.ndarray) -> np.ndarray:
         """Resize such that the crop covers ``crop_pct`` of the shorter side, and crop the center.
 
         Args:
-            pixels: uint8 (H, W, C).
+            pixels: Values 0..255, (H, W, C).
 
         Returns:
-            uint8 (height, width, C).
+            The same type, (height, width, C).
         """
         height, width = self.img_size
         wanted = tuple(round(side / self.preprocessing.crop_pct) for side in self.img_size)
@@ -130,13 +131,7 @@ class Encoder(nn.Module):
             size = (wanted[0], max(int(wanted[0] * columns / rows), width))
         else:
             size = (max(int(wanted[1] * rows / columns), height), wanted[1])
-        interpolation = self.preprocessing.interpolation
-        if pixels.shape[2] in (1, 3):
-            flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels  # Pillow's gray pictures have two axes
-            flat = mmcv.imresize(flat, size[::-1], interpolation=interpolation, backend='pillow')
-        else:  # Pillow takes the fourth channel for transparency, and changes the others by it
-            flat = resize(pixels, size, interpolation)
-        pixels = np.atleast_3d(flat)
+        pixels = resize_for_test(pixels, size, self.preprocessing.interpolation)
         top, left = max(0, round((size[0] - height) / 2)), max(0, round((size[1] - width) / 2))
         return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 

@@ -58,7 +58,7 @@ class BootMAEDataPreprocessor(BaseDataPreprocessor):
         require(
             len(found) == 4 and found[1] == channels,
             f'{key} must be images of shape (B, {channels}, H, W), as mean and std of the data_preprocessor have '
-            f'{channels} channels, but are {found}; the channels of LoadRGB, in_channels of the backbone, mean and std '
+            f'{channels} channels, but are {found}; channels of LoadImage, in_channels of the backbone, mean and std '
             "must agree, and the loader needs collate_fn=dict(type='bootmae_mm.collate')",
         )
         if images.dtype != torch.uint8:  # torch cannot flip uint16

@@ -63,18 +63,36 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
     }
 
 
-def shown_channels(images: Tensor) -> Tensor:
-    """The first three channels, or the first one as gray: (B, C, H, W) -> (B, 3, H, W)."""
-    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+def shown_channels(images: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+    """Three channels as red, green and blue, or one as gray: (B, C, H, W) -> (B, 3, H, W).
+
+    Args:
+        images: The images.
+        channels: One or three channels, counted from 0; by default the first three, or the first one if there are less.
+
+    Raises:
+        ConfigError: If there is no such channel.
+    """
+    count = images.shape[1]
+    chosen = list(channels) if channels is not None else [0, 1, 2] if count >= 3 else [0]
+    fits = len(chosen) in (1, 3) and all(0 <= channel < count for channel in chosen)
+    require(fits, f'a picture shows one or three of the channels 0 to {count - 1}, not {chosen}')
+    return images[:, chosen].expand(-1, 3, -1, -1)
 
 
-def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), min_height: int = 112) -> np.ndarray:
+def draw_reconstruction(
+    panels: dict[str, Tensor],
+    names: Sequence[str] = (),
+    min_height: int = 112,
+    channels: Sequence[int] | None = None,
+) -> np.ndarray:
     """Draw a labeled picture with one row per image and one column per panel.
 
     Args:
         panels: Panels from :func:`reconstruct`.
         names: Names of the images, written at the left; none by default.
         min_height: Height in pixels to which small images are enlarged (nearest neighbor).
+        channels: Channels to show, see :func:`shown_channels`.
 
     Returns:
         uint8 array (height, width, 3), RGB.
@@ -94,7 +112,7 @@ def draw_reconstruction(panels: dict[str, Tensor], names: Sequence[str] = (), mi
         x = left + gap + column * (width + gap)
         label = title if font.getlength(title) <= width else title[: max(1, width // 8)]
         draw.text((x, 4), label, fill='black', font=font)
-        pixels = (shown_channels(images) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        pixels = (shown_channels(images, channels) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for row in range(count):
             image = Image.fromarray(pixels[row]).resize((width, height), Image.Resampling.NEAREST)
             page.paste(image, (x, top + row * (height + gap)))

@@ -7,4 +7,7 @@ _base_ = [
     '../_base_/runtime/pretrain.py',
 ]
 
-model = dict(backbone=dict(img_size={{_base_.img_size}}, patch_size={{_base_.patch_size}}))
+model = dict(
+    data_preprocessor=dict(mean={{_base_.mean}}, std={{_base_.std}}),
+    backbone=dict(img_size={{_base_.img_size}}, patch_size={{_base_.patch_size}}, in_channels={{_base_.channels}}),
+)

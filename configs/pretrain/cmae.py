@@ -5,7 +5,7 @@ _base_ = './bootmae_vitb.py'
 img_size = 224
 height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
 train_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
+    dict(type='bootmae_mm.LoadImage', crop_size=img_size),
     # 31 pixels more, by which the second view may be shifted.
     dict(type='bootmae_mm.RandomResizedCrop', scale=(height + 31, width + 31), crop_ratio_range=(0.2, 1.0)),
     dict(
@@ -25,9 +25,9 @@ train_pipeline = [
     dict(type='bootmae_mm.PackImage'),
 ]
 test_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
+    dict(type='bootmae_mm.LoadImage', crop_size=img_size),
     dict(
-        type='ResizeEdge',
+        type='bootmae_mm.ResizeEdge',
         scale=round(min(height, width) / 0.875),
         edge='short',
         backend='pillow',

@@ -8,5 +8,6 @@ model = dict(
         arch='base',
         img_size={{_base_.img_size}},
         patch_size={{_base_.patch_size}},
+        in_channels={{_base_.channels}},
     )
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine import Config
 
 import bootmae_mm
@@ -94,6 +95,33 @@ def test_from_a_folder_of_images_to_features_and_an_export(image_folder, tmp_pat
     assert (tmp_path / 'run/epoch_2_timm/model.safetensors').is_file()
     done = shell(*script, 'reconstruct', 'run', image_folder, '--out', 'pictures/all.png', cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / 'pictures/all.png').stat().st_size > 1000
+
+
+def test_images_with_five_bands_from_their_statistics_to_features(bootmae, tmp_path):
+    (tmp_path / 'images').mkdir()
+    for index in range(4):
+        values = np.random.RandomState(index).randint(-500, 3000, (40, 48, 5)).astype(np.int16)
+        np.save(tmp_path / f'images/{index}.npy', values)
+    status, out, _ = bootmae('stats', tmp_path / 'images', '--out', tmp_path / 'mine.py')
+    assert status == 0 and '4 with 5 channel(s) of int16' in out
+    (tmp_path / 'list.csv').write_text('path\n' + ''.join(f'images/{index}.npy\n' for index in range(3)))
+    options = {**tiny_options(), 'default_hooks.reconstruction.channels': [4, 2, 0]}
+    last = bootmae_mm.pretrain(
+        tmp_path / 'list.csv', tmp_path / 'run', epochs=1, batch_size=3, config=tmp_path / 'mine.py', options=options
+    )
+    saved = torch.load(last, weights_only=False)['state_dict']
+    assert saved['backbone.patch_embed.projection.weight'].shape[1] == 5
+    found = bootmae_mm.embed(tmp_path / 'run', tmp_path / 'images')
+    assert found.features.shape == (4, 24) and found.features.std(axis=0).min() > 0
+    encoder = bootmae_mm.load_encoder(tmp_path / 'run')
+    tokens = encoder(np.load(tmp_path / 'images/2.npy')).mean.detach().numpy()
+    np.testing.assert_allclose(tokens, found.features[2:3], rtol=1e-4, atol=1e-5)
+    options = ['--channels', 4, 2, 0, '--out', tmp_path / 'picture.png']
+    assert bootmae('reconstruct', tmp_path / 'run', tmp_path / 'images', *options)[0] == 0
+    assert (
+        bootmae('stats', tmp_path / 'images', '--out', 'x.txt')[2]
+        == 'error: --out must be a config (.py), but is x.txt'
+    )
 
 
 def test_the_python_functions_do_the_same(image_folder, tmp_path):

@@ -94,7 +94,7 @@ def test_main_config_is_the_papers():
     crop = cfg.train_dataloader.dataset.pipeline[1]
     assert (crop.scale, crop.crop_ratio_range, crop.get('interpolation', 'bicubic')) == (224, (0.2, 1.0), 'bicubic')
     assert [t.type for t in cfg.train_dataloader.dataset.pipeline] == [
-        'bootmae_mm.LoadRGB',
+        'bootmae_mm.LoadImage',
         'bootmae_mm.RandomResizedCrop',
         'bootmae_mm.RandomFlip',
         'bootmae_mm.PackImage',

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from bootmae_mm.data import (
     Digits,
     ImageFolder,
-    LoadRGB,
+    LoadImage,
     MapLabels,
     MaskSampling,
     PackImage,
@@ -34,7 +34,7 @@ from bootmae_mm.models import BootMAEDataPreprocessor
 from bootmae_mm.validation import ConfigError, MissingFileError
 
 PIPELINE = [
-    dict(type='bootmae_mm.LoadRGB'),
+    dict(type='bootmae_mm.LoadImage'),
     dict(type='bootmae_mm.RandomResizedCrop', scale=(32, 48), crop_ratio_range=(0.2, 1.0)),
     dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
@@ -114,7 +114,7 @@ def test_small_images_are_logged_once(tmp_path, monkeypatch):
     Image.new('RGB', (6, 4)).save(tmp_path / 'x.png')
     logged = []
     monkeypatch.setattr('bootmae_mm.data.loading.print_log', lambda text, **_: logged.append(text))
-    load = LoadRGB(crop_size=8)
+    load = LoadImage(crop_size=8)
     load(dict(img_path=str(tmp_path / 'x.png')))
     load(dict(img_path=str(tmp_path / 'x.png')))
     assert len(logged) == 1 and 'x.png is 4x6, smaller than the crop of 8x8' in logged[0]
@@ -122,7 +122,7 @@ def test_small_images_are_logged_once(tmp_path, monkeypatch):
 
 def test_an_unknown_decoder_is_refused_before_any_image():
     with pytest.raises(ConfigError, match="^backend must be 'auto', 'pillow', 'cv2' or 'turbojpeg', but is 'pilow'$"):
-        LoadRGB(backend='pilow')
+        LoadImage(backend='pilow')
 
 
 def test_shift_moves_by_every_step_and_repeats_the_border():
@@ -250,7 +250,7 @@ def test_jpegs_have_the_pixels_of_pillow(tmp_path):
     paths.append(tmp_path / 'progressive.jpg')
     first.save(paths[-1], progressive=True)
     for path in paths:
-        fast, exact = (LoadRGB(backend=backend)(dict(img_path=str(path)))['img'] for backend in ('auto', 'pillow'))
+        fast, exact = (LoadImage(backend=backend)(dict(img_path=str(path)))['img'] for backend in ('auto', 'pillow'))
         assert fast.shape == exact.shape, path
         most = 1 if path.stem == 'CMYK' else 0  # black is mixed in with another rounding
         assert np.abs(fast.astype(int) - exact).max() <= most, path
@@ -260,7 +260,7 @@ def test_a_truncated_jpeg_is_not_filled_with_gray(tmp_path):
     path = photographs(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:20000])
     with pytest.raises(UnreadableImageError, match='0_90.jpg'):
-        LoadRGB()(dict(img_path=str(path)))
+        LoadImage()(dict(img_path=str(path)))
 
 
 def test_large_jpegs_are_decoded_at_a_fraction(tmp_path):
@@ -271,15 +271,15 @@ def test_large_jpegs_are_decoded_at_a_fraction(tmp_path):
     img.save(tmp_path / 'plain.jpg')
     img.save(tmp_path / 'rotated.jpg', exif=exif)
     for min_edge, factor in ((428, 1), (214, 1), (213, 2), (107, 2), (106, 4), (54, 4), (53, 8), (1, 8)):
-        found = LoadRGB(min_edge=min_edge)(dict(img_path=str(tmp_path / 'plain.jpg')))
+        found = LoadImage(min_edge=min_edge)(dict(img_path=str(tmp_path / 'plain.jpg')))
         with Image.open(tmp_path / 'plain.jpg') as wanted:
             wanted.draft('RGB', (640 // factor, 427 // factor))
             np.testing.assert_array_equal(found['img'], np.asarray(wanted))
         assert found['img_shape'] == (-(-427 // factor), 640 // factor)
-        rotated = LoadRGB(min_edge=min_edge)(dict(img_path=str(tmp_path / 'rotated.jpg')))
+        rotated = LoadImage(min_edge=min_edge)(dict(img_path=str(tmp_path / 'rotated.jpg')))
         np.testing.assert_array_equal(rotated['img'], np.rot90(found['img'], -1))
     img.save(tmp_path / 'other.png')
-    assert LoadRGB(min_edge=50)(dict(img_path=str(tmp_path / 'other.png')))['img_shape'] == (427, 640)
+    assert LoadImage(min_edge=50)(dict(img_path=str(tmp_path / 'other.png')))['img_shape'] == (427, 640)
 
 
 def test_several_samples_of_one_decoded_image(image_folder, monkeypatch):
@@ -306,7 +306,7 @@ def test_crops_are_those_of_mmpretrain_resized_like_pillow(tmp_path):
     fast = RandomResizedCrop(**options)
     differences = []
     for seed, path in enumerate(photographs(tmp_path) * 5):
-        results = LoadRGB(backend='pillow')(dict(img_path=str(path)))
+        results = LoadImage(backend='pillow')(dict(img_path=str(path)))
         pictures, draws = [], set()
         for transform in (exact, fast, RandomResizedCrop(backend='pillow', **options)):
             np.random.seed(seed)
@@ -362,9 +362,9 @@ def test_flips_of_mmcv_are_not_done_twice():
         (lambda: Repeat(times=0, transforms=[]), 'times must be greater than or equal to 1, but is 0'),
         (lambda: MapLabels(mapping={255: 256}), 'mapping.255 must be less than or equal to 255, but is 256'),
         (lambda: MapLabels(mapping={-1: 2}), 'mapping.-1.* must be greater than or equal to 0, but is -1'),
-        (lambda: LoadRGB(crop_size=0), 'crop_size.0 must be greater than or equal to 1, but is 0'),
-        (lambda: LoadRGB(min_edge=0), 'min_edge must be greater than or equal to 1, but is 0'),
-        (lambda: LoadRGB(min_edge=5, backend='pillow'), "min_edge needs backend 'auto'"),
+        (lambda: LoadImage(crop_size=0), 'crop_size.0 must be greater than or equal to 1, but is 0'),
+        (lambda: LoadImage(min_edge=0), 'min_edge must be greater than or equal to 1, but is 0'),
+        (lambda: LoadImage(min_edge=5, backend='pillow'), "min_edge needs backend 'auto'"),
         (lambda: PackImage(keys=3), 'keys must be .*, but is 3'),
     ],
 )

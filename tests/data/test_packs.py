@@ -18,7 +18,7 @@ from bootmae_mm.validation import ConfigError, MissingFileError, parse
 from tests.conftest import write_images
 
 PIPELINE = [
-    dict(type='bootmae_mm.LoadRGB'),
+    dict(type='bootmae_mm.LoadImage'),
     dict(type='bootmae_mm.RandomResizedCrop', scale=16, crop_ratio_range=(0.2, 1.0)),
     dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),

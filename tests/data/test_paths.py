@@ -65,7 +65,7 @@ def test_a_list_with_labels_in_its_folder(tmp_path):
         data_prefix='images',
         ann_file='list.txt',
         metainfo=dict(classes=('a', 'b')),
-        pipeline=[dict(type='bootmae_mm.LoadRGB')],
+        pipeline=[dict(type='bootmae_mm.LoadImage')],
     )
     assert [dataset[index]['gt_label'] for index in range(2)] == [0, 1]
 
@@ -106,3 +106,47 @@ def test_hidden_folders_are_not_classes(tmp_path):
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     assert sorted(info['gt_label'] for info in infos) == [0, 0, 1, 1]
     assert not any('/.' in info['img_path'] or '__MACOSX' in info['img_path'] for info in infos)
+
+
+def write_table(path, kind):
+    rows = [('images/part0/image 0.png', 'a'), ('images/part1/image, 1.png', 'b')]
+    if kind == 'parquet':
+        pyarrow = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table(dict(label=[row[1] for row in rows], path=[row[0] for row in rows])), path)
+    else:
+        sign, quote = (',', '"') if kind == 'csv' else ('\t', '')
+        lines = [f'label{sign}path', *(f'{label}{sign}{quote}{name}{quote}' for name, label in rows)]
+        path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+@pytest.mark.parametrize('kind', ['csv', 'tsv', 'parquet'])
+def test_a_table_of_paths(tmp_path, kind):
+    write_images(tmp_path / 'images', 4)
+    (tmp_path / 'images/part1/image 1.png').rename(tmp_path / 'images/part1/image, 1.png')
+    write_table(tmp_path / f'list.{kind}', kind)
+    options = dict(data_root=str(tmp_path), ann_file=str(tmp_path / f'list.{kind}'), pipeline=[])
+    data = ImageFolder(**options)
+    names = [os.path.relpath(data[index]['img_path'], tmp_path) for index in range(len(data))]
+    assert names == ['images/part0/image 0.png', 'images/part1/image, 1.png']
+    with pytest.raises(ConfigError, match=r"has no column 'file', but \['label', 'path'\]; set column of the data set"):
+        ImageFolder(**options, column='file')
+
+
+def test_absolute_paths_inside_the_folder(tmp_path):
+    folder = write_images(tmp_path / 'images', 2)
+    (tmp_path / 'list.txt').write_text(f'{folder}/part0/image 0.png\n')
+    data = ImageFolder(data_root=str(folder), ann_file=str(tmp_path / 'list.txt'), pipeline=[])
+    assert [item['img_path'] for item in data] == [f'{folder}/part0/image 0.png']
+
+
+def test_arrays_are_images_where_there_are_no_others(tmp_path):
+    (tmp_path / 'a.npy').touch()
+    (tmp_path / 'b.DCM').touch()
+    assert [os.path.basename(path) for path in found_images(tmp_path)] == ['a.npy', 'b.DCM']
+    Image.new('RGB', (4, 4)).save(tmp_path / 'c.png')
+    assert [os.path.basename(path) for path in found_images(tmp_path)] == ['c.png']
+    assert [os.path.basename(path) for path in found_images(tmp_path, ['.npy'])] == ['a.npy']
+    with pytest.raises(ConfigError, match='no image in .*: no file ends in .jpeg'):
+        found_images(tmp_path, ['.jpeg'])

@@ -229,7 +229,7 @@ def channels_config(tmp_path, channels):
     model['backbone']['in_channels'] = channels
     model['data_preprocessor'] |= dict(mean=[127.5] * channels, std=[127.5] * channels)
     config = run_config(tmp_path / 'config.py', folder, model=model, epochs=2)
-    config.write_text(config.read_text().replace("LoadRGB')", f"LoadRGB', channels={channels})"))
+    config.write_text(config.read_text().replace("LoadImage')", f"LoadImage', channels={channels})"))
     return config, folder
 
 

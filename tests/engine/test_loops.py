@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bootmae_mm.data import ImageFolder, LoadRGB
+from bootmae_mm.data import ImageFolder, LoadImage
 from bootmae_mm.engine.launch import prepare, read_config
 from bootmae_mm.engine.runner import Runner
 from tests.conftest import run_config
@@ -51,7 +51,7 @@ def test_a_run_with_another_sampler_resumes_mid_epoch(tmp_path, image_folder):
     # This sampler gives no seeds, so random crops would differ from run to run.
     crop = dict(type='CenterCrop', crop_size=(48, 32))
     options['train_dataloader.dataset.pipeline'] = [
-        dict(type='bootmae_mm.LoadRGB'),
+        dict(type='bootmae_mm.LoadImage'),
         crop,
         dict(type='bootmae_mm.PackImage'),
     ]
@@ -82,7 +82,7 @@ def test_a_run_by_iterations_resumes_exactly_and_loads_nothing_twice(tmp_path, i
 def test_an_endless_sampler_is_skipped_without_loading(tmp_path, image_folder, monkeypatch):
     options = by_iteration(**{'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True, seed=3)})
     options['train_dataloader.dataset.pipeline'] = [
-        dict(type='bootmae_mm.LoadRGB'),
+        dict(type='bootmae_mm.LoadImage'),
         dict(type='CenterCrop', crop_size=(48, 32)),
         dict(type='bootmae_mm.PackImage'),
     ]
@@ -91,8 +91,8 @@ def test_an_endless_sampler_is_skipped_without_loading(tmp_path, image_folder, m
     options |= {'load_from': str(tmp_path / 'work/iter_9.pth'), 'resume': True}
     runner = make_runner(tmp_path, image_folder, options, batch_size=2)
     loads = []
-    transform = LoadRGB.transform
-    monkeypatch.setattr(LoadRGB, 'transform', lambda self, results: loads.append(1) or transform(self, results))
+    transform = LoadImage.transform
+    monkeypatch.setattr(LoadImage, 'transform', lambda self, results: loads.append(1) or transform(self, results))
     assert seen(runner) == whole[9:] and len(loads) == 4
 
 

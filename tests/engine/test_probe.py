@@ -88,7 +88,7 @@ def test_ridge_is_scikit_learns():
 
 def run(folder, images, probe=None):
     options = tiny_options() | {'default_hooks.probe.times': 2, 'test_pipeline': [
-        dict(type='bootmae_mm.LoadRGB'), dict(type='bootmae_mm.PackImage'),
+        dict(type='bootmae_mm.LoadImage'), dict(type='bootmae_mm.PackImage'),
     ]}  # fmt: skip
     bootmae_mm.pretrain(images, folder, epochs=2, batch_size=2, probe=probe, options=options)
     return torch.load(folder / 'epoch_2.pth', weights_only=False)['state_dict']

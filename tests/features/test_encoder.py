@@ -90,8 +90,9 @@ def test_orientation_and_transparency_are_handled_as_in_training(checkpoint, tmp
     [
         (torch.zeros(1, 3, 32, 32), r"a batch must be \('B', 3, 32, 48\), but is \(1, 3, 32, 32\)"),
         (torch.zeros(3, 32, 48), 'a batch must be'),
-        (np.zeros((40, 60, 3)), r'an array must be uint8 \(height, width, 3\), but is float64'),
-        (np.zeros((40, 60), np.uint8), r'but is uint8 \(40, 60\)'),
+        (np.zeros((40, 60, 3)), 'float64 pixels need value_range'),
+        (np.zeros((40, 60, 5), np.uint8), 'the image has 5 channels, not 3'),
+        (np.zeros(40, np.uint8), r'an array must be \(height, width, channels\), but is \(40,\)'),
         ([], 'the list of pictures is empty'),
     ],
 )

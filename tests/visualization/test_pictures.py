@@ -9,6 +9,7 @@ from PIL import Image
 
 from bootmae_mm.validation import ConfigError
 from bootmae_mm.visualization import draw_curves, draw_reconstruction, read_scalars, reconstruct
+from bootmae_mm.visualization.reconstruction import shown_channels
 from tests.conftest import build, random_batch, tiny_config
 
 
@@ -83,3 +84,17 @@ def test_curves_of_a_resumed_run(tmp_path):
     path = draw_curves(scalars, tmp_path / 'curves.png')
     picture = np.asarray(Image.open(path).convert('L'))
     assert picture.shape[0] > 300 and (picture < 128).sum() > 1000
+
+
+def test_chosen_channels_are_shown():
+    images = torch.rand(2, 5, 8, 8)
+    assert torch.equal(shown_channels(images), images[:, :3])
+    assert torch.equal(shown_channels(images, (4, 2, 0)), images[:, [4, 2, 0]])
+    assert torch.equal(shown_channels(images, [3]), images[:, [3, 3, 3]])
+    assert torch.equal(shown_channels(images[:, :2]), images[:, [0, 0, 0]])
+    picture = draw_reconstruction({'original': images}, channels=[4, 2, 0], min_height=8)
+    wanted = (images[0, [4, 2, 0]] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert (picture[24:32, 6:14] == wanted).all()
+    for wrong in ((0, 1), (0, 1, 5), (-1,)):
+        with pytest.raises(ConfigError, match='a picture shows one or three of the channels 0 to 4'):
+            shown_channels(images, wrong)

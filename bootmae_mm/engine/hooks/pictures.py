@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import collect_env
 
 from bootmae_mm.registry import HOOKS
-from bootmae_mm.validation import Count, validated
+from bootmae_mm.validation import Count, Natural, validated
 from bootmae_mm.version import __version__
 from bootmae_mm.visualization import (
     draw_curves,
@@ -38,13 +39,21 @@ class ReconstructionHook(Hook):
         interval: Epochs between pictures; there is also one at the end.
         num_images: Number of images, one per row.
         by_epoch: Whether ``interval`` counts epochs; otherwise iterations.
+        channels: One or three channels to show, counted from 0; by default the first three.
     """
 
     priority = 'LOW'
 
     @validated
-    def __init__(self, interval: Count = 20, num_images: Count = 4, by_epoch: bool = True) -> None:
+    def __init__(
+        self,
+        interval: Count = 20,
+        num_images: Count = 4,
+        by_epoch: bool = True,
+        channels: Sequence[Natural] | None = None,
+    ) -> None:
         self.by_epoch = by_epoch
+        self.channels = channels
         self.interval = interval
         self.num_images = num_images
 
@@ -86,7 +95,9 @@ class ReconstructionHook(Hook):
         finally:
             model.train(was_training)
         if is_main_process():
-            runner.visualizer.add_image('reconstruction', draw_reconstruction(panels), step=step)
+            runner.visualizer.add_image(
+                'reconstruction', draw_reconstruction(panels, channels=self.channels), step=step
+            )
 
 
 @HOOKS.register_module()

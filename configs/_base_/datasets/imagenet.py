@@ -4,20 +4,27 @@ data_root = 'data/imagenet'
 # img_size=192. img_size is a number, or height and width.
 img_size = 224
 patch_size = 16
+# Above 8 bits, value_range are the values that become 0 and 255 (see LoadImage); mean and std are on that scale.
+# `bootmae stats FOLDER` measures all of them.
+channels = 3
+value_range = None
+bands = None
+mean = [127.5] * channels
+std = [127.5] * channels
 height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
 
 train_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
-    # For exactly the pixels of Pillow: backend='pillow', here and in LoadRGB.
+    dict(type='bootmae_mm.LoadImage', crop_size=img_size, channels=channels, value_range=value_range, bands=bands),
+    # For exactly the pixels of Pillow: backend='pillow', here and in LoadImage.
     dict(type='bootmae_mm.RandomResizedCrop', scale=img_size, crop_ratio_range=(0.2, 1.0)),
     # Drawn here, applied on the device.
     dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
 test_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
+    dict(type='bootmae_mm.LoadImage', crop_size=img_size, channels=channels, value_range=value_range, bands=bands),
     dict(
-        type='ResizeEdge',
+        type='bootmae_mm.ResizeEdge',
         scale=round(min(height, width) / 0.875),
         edge='short',
         backend='pillow',

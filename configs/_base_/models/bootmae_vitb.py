@@ -1,5 +1,5 @@
 # BootMAE with ViT-B. Neck and heads take width, heads, grid and patch size from the backbone; the configs that inherit
-# from this set img_size and patch_size of the backbone.
+# from this set img_size, patch_size and in_channels of the backbone.
 model = dict(
     type='bootmae_mm.BootMAE',
     data_preprocessor=dict(type='bootmae_mm.BootMAEDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3),

@@ -19,12 +19,12 @@ model = dict(
 )
 
 train_pipeline = [
-    dict(type='bootmae_mm.LoadRGB', crop_size=img_size),
+    dict(type='bootmae_mm.LoadImage', crop_size=img_size),
     dict(type='bootmae_mm.RandomResizedCrop', scale=img_size, crop_ratio_range=(0.2, 1.0)),
     dict(type='bootmae_mm.RandomFlip', prob=0.5),
     dict(type='bootmae_mm.PackImage'),
 ]
-test_pipeline = [dict(type='bootmae_mm.LoadRGB'), dict(type='bootmae_mm.PackImage')]
+test_pipeline = [dict(type='bootmae_mm.LoadImage'), dict(type='bootmae_mm.PackImage')]
 # Blocks cover the same shares of the grid as 16 to 60 patches of 14 x 14.
 masking = dict(img_size=img_size, patch_size=patch_size, ratio=0.75, strategy='mix', min_block=5, max_block=20)
 train_dataloader = dict(
