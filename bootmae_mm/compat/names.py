@@ -2,8 +2,8 @@
 
 mmengine resolves ``_base_ = 'bootmae_mm::pretrain/bootmae_vitb.py'`` and ``get_config('bootmae_mm::...')`` for packages
 in a table of its own only, and mmpretrain lists the models of its own index only. Importing either takes seconds (both
-import torch), so the entries are added when they are imported: a finder at the front of ``sys.meta_path`` waits for the
-two modules.
+import torch), so the entries are added when they are imported: a finder at the front of ``sys.meta_path`` waits for
+their modules.
 """
 
 from __future__ import annotations
@@ -25,6 +25,20 @@ def _add_package(module: ModuleType) -> None:
     module.MODULE2PACKAGE.setdefault(PACKAGE, PACKAGE)
 
 
+def _keep_scope(module: ModuleType) -> None:
+    """Let the parts of our configs be looked up in their ``default_scope``, also in configs that inherit them.
+
+    mmengine would look for all of them in the scope of the package they come from: mmseg's ``EncoderDecoder`` in ours.
+    """
+    original = module.Config._get_cfg_path
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = original(cfg_path, filename)
+        return path, None if scope == PACKAGE else scope
+
+    module.Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
 def _add_models(module: ModuleType) -> None:
     if not module.ModelHub.has('bootmae_vitb'):
         module.ModelHub.register_model_index(root() / 'model-index.yml', config_prefix=root())
@@ -32,6 +46,7 @@ def _add_models(module: ModuleType) -> None:
 
 WAITING: dict[str, Callable[[ModuleType], None]] = {
     'mmengine.config.utils': _add_package,
+    'mmengine.config.config': _keep_scope,
     'mmpretrain.apis.model': _add_models,
 }
 

@@ -7,9 +7,12 @@ import mmpretrain
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 import bootmae_mm
+from bootmae_mm.config import load_config
 from bootmae_mm.models import BootMAE
 from tests.conftest import ROOT, write_images
 from tests.features.runs import write_checkpoint
@@ -31,10 +34,25 @@ def test_in_any_order_of_the_imports():
         assert 'bootmae_vitb' in done.stdout.split(), done.stderr
 
 
+@pytest.mark.parametrize(
+    'name',
+    ['seg/bootmae_vitt_upernet_digits.py', 'det/bootmae_vitt_mask_rcnn_digits.py', 'cls/bootmae_vitt_digits_ft.py'],
+)
+def test_models_of_other_scopes_are_built_from_configs_that_inherit_ours(tmp_path, name):
+    """mmengine looks for all types of an inherited config in the scope of its package, which has no UperNet."""
+    child = tmp_path / 'child.py'
+    child.write_text(f"_base_ = 'bootmae_mm::{name}'\n")
+    for cfg in (Config.fromfile(child), load_config(child)):
+        cfg.model.backbone.init_cfg = None
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            assert type(MODELS.build(cfg.model)).__name__ == cfg.model.type
+        assert '_scope_' not in str(cfg)
+
+
 @torch.no_grad()
 def test_the_feature_extractor_gives_the_features_of_the_encoder(tmp_path):
     """Of images that have the size of the model: its pipeline has no crop here."""
-    steps = [dict(type='bootmae_mm.LoadRGB'), dict(type='bootmae_mm.PackImage')]
+    steps = [dict(type='bootmae_mm.LoadImage'), dict(type='bootmae_mm.PackImage')]
     path, model = write_checkpoint(tmp_path / 'run', pipeline=steps)
     files = sorted(write_images(tmp_path / 'images', 3, (32, 48)).rglob('*.png'))
     config = tmp_path / 'config.py'
