@@ -85,6 +85,8 @@ setup(
         'openmmlab-downstream': OPENMMLAB + ['mmsegmentation>=1.2.2,<1.3', 'mmdet>=3.3.0,<3.4', 'ftfy', 'regex'],
         # TIFF with many bands or deep colors, and DICOM.
         'images': ['tifffile', 'imagecodecs', 'pydicom>=3'],
+        # Lists in Parquet, data sets of Hugging Face, archives from S3 (s3fs) and the web (aiohttp).
+        'sources': ['aiohttp', 'datasets', 'fsspec', 'pyarrow', 's3fs'],
         'demo': ['scikit-learn'],
         'export': ['onnx'],
         # To read what is exported to it. Not part of `test`: the original mmpretrain cannot be imported beside it.

@@ -29,7 +29,11 @@ WORK_DIR = 'work_dirs/bootmae_auto'  # without --out
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument('config', nargs='?', help='path or bootmae_mm::NAME of a config; default: chosen for --data')
-    parser.add_argument('--data', help='folder of images (data_root of the config), or a list: .txt, .csv, .parquet')
+    parser.add_argument(
+        '--data',
+        help='folder of images (data_root of the config); list (.txt, .csv, .parquet); archives (.tar, .zip, also URLs '
+        'with {000..123}); hf://ORG/NAME',
+    )
     parser.add_argument('--model', help='vit_tiny, vit_small (default), vit_base, vit_large, vit_huge; or vit_small/8')
     parser.add_argument('--init', metavar='WEIGHTS', help='start from an encoder: file, folder, URL, hf-hub:ORG/NAME')
     parser.add_argument('--epochs', type=int, help='number of epochs')

@@ -1,6 +1,9 @@
 """Data: datasets, samplers, transforms, masks."""
 
+from .archives import ImageArchives
+from .base import UnlabeledImages
 from .datasets import Digits, ImageFolder
+from .hugging_face import HuggingFaceImages
 from .labelled import LabelledFolder
 from .loading import LoadImage
 from .mask_types import InverseBlockSampling, UniformSampling, build_masking
@@ -22,6 +25,8 @@ from .transforms import (
 
 __all__ = [
     'Digits',
+    'HuggingFaceImages',
+    'ImageArchives',
     'ImageFolder',
     'InverseBlockSampling',
     'LabelledFolder',
@@ -39,6 +44,7 @@ __all__ = [
     'SeededSampler',
     'ShiftedView',
     'UniformSampling',
+    'UnlabeledImages',
     'build_masking',
     'collate',
 ]

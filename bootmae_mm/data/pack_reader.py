@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy as np
 from bootmae_mm.registry import DATASETS
 from bootmae_mm.validation import Count, MissingFileError, require, validated
 
-from .datasets import SeededDataset
+from .archives import Archives
+from .base import IndexedImages
 from .pack_writer import INDEX, MANIFEST
 
 
-class Pack:
-    """Images of a pack, by number; each process opens an archive when it first needs it.
+class Pack(Archives):
+    """Images of a pack, by number.
 
     Args:
         root: Folder of the archives.
@@ -38,34 +38,13 @@ class Pack:
             )
         self.format = json.loads((self.root / MANIFEST).read_text())['options']['format']
         with np.load(self.root / INDEX) as index:
-            self.table, self._names, self._ends = index['table'], index['names'], index['name_ends']
-        self.archives = sorted(self.root.glob('images-*.zip'))
-        if len(self.table) and len(self.archives) <= self.table[:, 0].max():
-            raise MissingFileError(f'an archive is missing in {root}: there are {len(self.archives)}')
-        sizes = np.array([archive.stat().st_size for archive in self.archives], dtype=np.int64)
+            super().__init__(sorted(self.root.glob('images-*.zip')), index['table'], index['names'], index['name_ends'])
+        if len(self.table) and len(self.files) <= self.table[:, 0].max():
+            raise MissingFileError(f'an archive is missing in {root}: there are {len(self.files)}')
+        sizes = np.array([archive.stat().st_size for archive in self.files], dtype=np.int64)
         beyond = np.flatnonzero(self.table[:, 1:3].sum(axis=1) > sizes[self.table[:, 0]])
-        cut = [str(self.archives[number]) for number in self.table[beyond[:1], 0]]
+        cut = [str(self.files[number]) for number in self.table[beyond[:1], 0]]
         require(not cut, f'{cut} is shorter than the index says; copy it, or pack the images, again')
-        self._maps: dict[int, mmap.mmap] = {}  # by number of the archive
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_maps': {}}  # a map cannot be pickled
-
-    def name(self, index: int) -> str:
-        """Path of the image relative to the folder it was packed from."""
-        start = self._ends[index - 1] if index else 0  # names are stored as one string
-        return self._names[start : self._ends[index]].tobytes().decode()
-
-    def content(self, index: int) -> memoryview:
-        """Bytes of an entry, without a copy."""
-        number, start, size = self.table[index, :3].tolist()
-        if number not in self._maps:
-            with open(self.archives[number], 'rb') as file:
-                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return memoryview(self._maps[number])[start : start + size]
 
     def image(self, index: int) -> np.ndarray | bytes:
         """Pixels (H, W, 3) uint8, without a copy, or the bytes of a JPEG file."""
@@ -90,14 +69,14 @@ class Pack:
 
 
 @DATASETS.register_module()
-class PackedImages(SeededDataset):
+class PackedImages(IndexedImages):
     """Images of a pack, without labels; works with the pipeline of :class:`ImageFolder`.
 
     Args:
         data_root: Folder of the pack, see ``tools/pack_dataset.py``.
         folder: Subfolder with the pack, such as ``'train'``; ``data_root`` itself by default.
         verify: Compare the checksum of every image that is read.
-        max_images: Use only the first ``max_images`` images; all by default.
+        max_images: Number of images to use, the first ones; all by default.
         **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ...).
 
     Raises:
@@ -105,35 +84,23 @@ class PackedImages(SeededDataset):
         ConfigError: If an archive is truncated, or a checksum is wrong.
     """
 
-    _fully_initialized: bool  # mmengine's
-
     @validated
     def __init__(
         self, data_root: str, folder: str = '', verify: bool = False, max_images: Count | None = None, **kwargs: Any
     ) -> None:
         self.folder = folder
         self.verify = verify
-        self.max_images = max_images
-        super().__init__(data_root=data_root, **kwargs)
+        super().__init__(max_images=max_images, data_root=data_root, **kwargs)
 
-    def full_init(self) -> None:
-        """Read the index, which replaces mmengine's list of one dict per image."""
-        if not self._fully_initialized:
-            self.pack = Pack(Path(self.data_root, self.folder))
-            self._fully_initialized = True
+    def open(self) -> int:
+        """Read the index of the pack."""
+        self.pack = Pack(Path(self.data_root, self.folder))
+        return len(self.pack)
 
-    def __len__(self) -> int:
-        self.full_init()
-        return len(self.pack) if self.max_images is None else min(self.max_images, len(self.pack))
-
-    def get_data_info(self, idx: int) -> dict:
+    def read(self, idx: int) -> dict:
         """``img_path``, and ``img`` or ``img_bytes``."""
-        self.full_init()
-        idx = idx % len(self)  # negative ones too
         if self.verify:
             name = self.pack.name(idx)
             require(self.pack.is_intact(idx), f'{name} in {self.pack.root} is damaged: its checksum is wrong')
         image = self.pack.image(idx)
-        return dict(
-            img_path=self.pack.name(idx), sample_idx=idx, **{'img_bytes' if isinstance(image, bytes) else 'img': image}
-        )
+        return {'img_path': self.pack.name(idx), 'img_bytes' if isinstance(image, bytes) else 'img': image}

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from bootmae_mm.validation import Count, Options, Side, require
 
+from .archives import joined_names, start_of
 from .decoding import UnreadableImageError
 from .loading import LoadImage
 from .transforms import resize
@@ -193,11 +194,10 @@ def _write_archive(job: tuple[Path, list[str]], root: str, options: PackOptions)
 
 
 def _write_index(path: Path, table: np.ndarray, names: list[str]) -> None:
-    text = [name.encode() for name in names]
-    ends = np.cumsum([len(name) for name in text], dtype=np.int64)  # of the names in one string
+    text, ends = joined_names(names)
     part = path.with_name(f'{path.name}.part')
     with open(part, 'wb') as file:
-        np.savez(file, table=table, names=np.frombuffer(b''.join(text), np.uint8), name_ends=ends)
+        np.savez(file, table=table, names=text, name_ends=ends)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -209,15 +209,12 @@ def _index(archives: list[Path], options: PackOptions) -> tuple[np.ndarray, list
     for number, archive in enumerate(archives):
         with open(archive, 'rb') as file, zipfile.ZipFile(file) as content:
             for entry in content.infolist():
-                file.seek(entry.header_offset + 26)
-                name_length, extra_length = np.frombuffer(file.read(4), '<u2').tolist()
-                start = entry.header_offset + 30 + name_length + extra_length  # after the local header
-                size, height, width = entry.file_size, 0, 0
+                start, height, width = start_of(entry, file), 0, 0
                 if options.format == 'raw':
                     file.seek(start)
                     version = np.lib.format.read_magic(file)
                     assert version == (1, 0)
                     (height, width, _), _, _ = np.lib.format.read_array_header_1_0(file)
-                rows.append((number, start, size, entry.CRC, height, width))
+                rows.append((number, start, entry.file_size, entry.CRC, height, width))
                 names.append(entry.filename.removesuffix('.npy') if options.format == 'raw' else entry.filename)
     return np.array(rows, dtype=np.int64).reshape(-1, 6), names  # (images, 6)

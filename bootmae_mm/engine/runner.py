@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.checkpoints.trust import data_only
 from bootmae_mm.checkpoints.writing import replace_atomically
-from bootmae_mm.data import ImageFolder
+from bootmae_mm.data import UnlabeledImages
 from bootmae_mm.data.samplers import SeededList
 
 from .checks import check_agreement
@@ -41,7 +41,7 @@ class Runner(MMEngineRunner):
     - The loops are :class:`EpochLoop` and :class:`IterLoop`, which resume exactly.
     - Processes with different configs are refused.
     - The console shows less than the log file (:mod:`bootmae_mm.engine.logs`).
-    - Unreadable images of an ``ImageFolder`` are listed in ``unreadable_images.txt`` in the work_dir.
+    - Unreadable images are listed in ``unreadable_images.txt`` in the work_dir.
     - The weights of a sharded model are initialized by its wrapper (mmengine would broadcast them, which sharded
       tensors do not support), and gathered for checkpoints.
     """
@@ -208,7 +208,7 @@ class Runner(MMEngineRunner):
 
 def _name_unreadable(dataset: Any, file: Path) -> None:
     """Set the list of unreadable images in every image folder, also in wrapped datasets."""
-    if isinstance(dataset, ImageFolder):
+    if isinstance(dataset, UnlabeledImages):
         dataset.unreadable_file = dataset.unreadable_file or str(file)
     for inner in (getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())):
         if inner is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from bootmae_mm.data.archives import is_archives
 from bootmae_mm.data.paths import LISTS
 from bootmae_mm.options import parse_value
 from bootmae_mm.validation import ConfigError, MissingFileError, require
@@ -25,6 +26,7 @@ from .launch import launched_rank, prepare, read_config
 from .recovery import choose_start, latest_checkpoint, lock
 from .runner import Runner
 
+HUB = 'hf://'  # before the name of a data set on the Hugging Face hub
 AUTO_CONFIG = 'bootmae_mm::pretrain/bootmae_auto.py'
 MODELS = dict(vit_tiny='t', vit_small='s', vit_base='b', vit_large='l', vit_huge='h')
 
@@ -48,7 +50,8 @@ def pretrain(
     (``configs/pretrain/bootmae_auto.py``).
 
     Args:
-        data: Folder of images, at any depth; or a list of paths relative to its own folder (text, CSV, Parquet).
+        data: Folder of images, at any depth; a list of paths relative to its own folder (text, CSV, Parquet); TAR or
+            ZIP archives (a folder of them, or a path or URL with ``*`` or ``{000..123}``); or ``hf://ORG/NAME``.
         out: Folder for logs, pictures and checkpoints.
         model: ``'vit_tiny'``, ``'vit_small'``, ``'vit_base'``, ``'vit_large'`` or ``'vit_huge'``; a patch size other
             than 16 follows a slash: ``'vit_small/8'``. By default that of ``init``, or ``'vit_small'``.
@@ -137,14 +140,7 @@ def run_options(
     """
     options: dict[str, Any] = {}
     if data is not None:
-        if Path(data).is_file() and Path(data).suffix.lower() in LISTS:
-            options['data_root'] = str(Path(data).resolve().parent)
-            for loader in ('train_dataloader', 'test_dataloader'):
-                options[f'{loader}.dataset.ann_file'] = str(data)
-        elif Path(data).is_dir():
-            options['data_root'] = str(data)
-        else:
-            raise MissingFileError(f'no folder {data}')
+        options |= data_options(str(data))
     if model is not None:
         found = re.fullmatch(rf'({"|".join(MODELS)})(?:/(\d+))?', model)
         if found is None:
@@ -161,6 +157,29 @@ def run_options(
     if batch_size is not None:
         options['train_dataloader.batch_size'] = batch_size
     return options
+
+
+def data_options(data: str) -> dict[str, Any]:
+    """Keys of a config for the images of :func:`pretrain`: where they are, and the data set that reads them.
+
+    Raises:
+        MissingFileError: If there is no such file or folder.
+    """
+    path = Path(data)
+    if data.startswith(HUB):
+        kind = {'type': 'bootmae_mm.HuggingFaceImages'}
+        root = data.removeprefix(HUB).removeprefix('datasets/')
+    elif is_archives(data):
+        kind, root = {'type': 'bootmae_mm.ImageArchives'}, data
+    elif path.is_file() and path.suffix.lower() in LISTS:
+        kind, root = {'ann_file': data}, str(path.resolve().parent)
+    elif path.is_dir():
+        kind, root = {}, data
+    else:
+        raise MissingFileError(f'no folder {data}')
+    loaders = ('train_dataloader', 'test_dataloader')
+    keys = {f'{loader}.dataset.{key}': value for loader in loaders for key, value in kind.items()}
+    return {'data_root': root, **keys}
 
 
 def check_new(out: str | Path, resume: bool) -> None:
