@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+import tarfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,7 @@ def pipelines(cfg: Config, folder: str) -> dict[str, dict]:
         ConfigError: If the config does not read image files.
     """
     own = cfg.train_dataloader.to_dict()
-    if own['dataset']['type'] not in ('bootmae_mm.ImageFolder', 'bootmae_mm.PackedImages'):
+    if own['dataset']['type'] not in ('bootmae_mm.ImageFolder', 'bootmae_mm.ImageArchives'):
         raise ConfigError(f'the config reads no images from files, but has {own["dataset"]["type"]}')
     own['dataset'] = dict(own['dataset'], type='bootmae_mm.ImageFolder', data_root=folder, folder='', ann_file='')
     exact = dict(own['dataset'])
@@ -89,18 +92,56 @@ def pipelines(cfg: Config, folder: str) -> dict[str, dict]:
 
 
 def packed_pipelines(cfg: Config, folder: str, out: Path) -> dict[str, dict]:
-    """Loader configs that read packs of the images (pixels, and JPEG), written to ``out`` if missing."""
+    """Loader configs that read the images in other containers, written to ``out`` if missing.
+
+    Packs (ZIP) of pixels and of JPEG files; TAR archives with the same files; and the JPEG files as a data set of
+    Hugging Face, where ``datasets`` is installed.
+    """
     from bootmae_mm.data.pack_writer import FORMATS, PackOptions, pack
 
     own = pipelines(cfg, folder)[OWN]
+    plain = {key: value for key, value in own['dataset'].items() if key not in ('folder', 'ann_file')}
     names = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob('*.jpg'))
     options = {}
     for kind in FORMATS:
         pack(folder, names, out / kind, PackOptions(format=kind))  # type: ignore[arg-type]
-        dataset = {key: value for key, value in own['dataset'].items() if key not in ('folder', 'ann_file')}
-        dataset.update(type='bootmae_mm.PackedImages', data_root=str(out / kind))
-        options[f'this config, packed ({kind})'] = dict(own, dataset=dataset)
+        for container, root in (('ZIP', out / kind), ('TAR', _as_tar(out / kind))):
+            dataset = dict(plain, type='bootmae_mm.ImageArchives', data_root=str(root))
+            options[f'this config, {container} ({kind})'] = dict(own, dataset=dataset)
+    if find_spec('datasets') is not None:
+        dataset = dict(plain, type='bootmae_mm.HuggingFaceImages', data_root=_as_arrow(out / 'jpeg'))
+        options['this config, Hugging Face (jpeg)'] = dict(own, dataset=dataset)
     return options
+
+
+def _as_tar(pack: Path) -> Path:
+    """The files of a pack in TAR archives, beside it."""
+    folder = pack.with_name(f'{pack.name}_tar')
+    folder.mkdir(exist_ok=True)
+    for archive in sorted(pack.glob('*.zip')):
+        target = folder / f'{archive.stem}.tar'
+        if not target.is_file():
+            with zipfile.ZipFile(archive) as content, tarfile.open(target, 'w') as tar:
+                for name in content.namelist():
+                    entry = tarfile.TarInfo(name)
+                    entry.size = content.getinfo(name).file_size
+                    tar.addfile(entry, content.open(name))
+    return folder
+
+
+def _as_arrow(pack: Path) -> str:
+    """The files of a pack as a data set of Hugging Face, beside it."""
+    import datasets
+
+    folder = pack.with_name(f'{pack.name}_arrow')
+    if not folder.is_dir():
+        rows = []
+        for archive in sorted(pack.glob('*.zip')):
+            with zipfile.ZipFile(archive) as content:
+                rows += [dict(bytes=content.read(name), path=name) for name in content.namelist()]
+        features = datasets.Features(image=datasets.Image(decode=False))
+        datasets.Dataset.from_dict(dict(image=rows), features=features).save_to_disk(str(folder))
+    return str(folder)
 
 
 @contextmanager

@@ -1,14 +1,13 @@
-r"""Pack a folder of images into a cache that is quick to read: shortened once, in ZIP archives without compression.
+"""Pack a folder of images into archives that are quick to read: shortened once, in ZIP files without compression.
 
-Images are packed as 8-bit RGB: other channels and a value range are for folders of images only. An interrupted call
-resumes where it was.
+They hold pixels (.npy) or JPEG files that any program can read, and are used as any archives of images. Images are
+packed as 8-bit RGB: other channels and a value range are for folders of images only. An interrupted call resumes.
 
 Examples:
     bootmae pack data/imagenet/train data/imagenet_packed/train --edge 256 --workers 16
     bootmae pack data/imagenet/train data/imagenet_jpeg/train --format jpeg
     bootmae pack --check data/imagenet_packed/train
-    tools/dist_train.sh configs/pretrain/bootmae_vitb.py 8 --cfg-options \
-        train_dataloader.dataset.type=bootmae_mm.PackedImages train_dataloader.dataset.data_root=data/imagenet_packed
+    bootmae train bootmae_mm::pretrain/bootmae_vitb_folder.py --data data/imagenet_packed/train
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument('images', nargs='?', help='folder of images, at any depth')
     parser.add_argument('out', nargs='?', help='folder for the pack')
-    parser.add_argument('--check', metavar='PACK', help='compare all checksums of a pack, and nothing else')
+    parser.add_argument('--check', metavar='PACK', help='compare all checksums of ZIP archives, and nothing else')
     parser.add_argument('--edge', type=int, default=256, help='longest shorter side in pixels (default: 256)')
     parser.add_argument('--format', choices=['raw', 'jpeg'], default='raw', help='pixels, or files (default: raw)')
     parser.add_argument('--quality', type=int, default=95, help='quality of JPEG (default: 95)')
@@ -38,17 +37,17 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if bool(args.check) == bool(args.images) or bool(args.images) != bool(args.out):
         args.usage_error('give a folder of images and one for the pack, or --check PACK')
-    from mmengine.utils import ProgressBar
+    from mmengine.utils import ProgressBar, track_iter_progress
 
     from bootmae_mm.data import ImageFolder
-    from bootmae_mm.data.pack_reader import Pack
+    from bootmae_mm.data.archives import Archives, find_archives
     from bootmae_mm.data.pack_writer import PackOptions, pack
     from bootmae_mm.validation import ConfigError, parse
 
     with errors_in_one_line():
         if args.check:
-            images = Pack(args.check)
-            damaged = images.damaged(ProgressBar(len(images)).update)
+            images = Archives(find_archives(args.check))
+            damaged = [images.path(i) for i in track_iter_progress(range(len(images))) if not images.is_intact(i)]
             print()
             if damaged:
                 raise ConfigError(f'{len(damaged)} of {len(images)} images are damaged: {", ".join(damaged[:5])}')

@@ -8,7 +8,6 @@ from .labelled import LabelledFolder
 from .loading import LoadImage
 from .mask_types import InverseBlockSampling, UniformSampling, build_masking
 from .masking import MaskSampling
-from .pack_reader import PackedImages
 from .samplers import SeededSampler
 from .transforms import (
     MapLabels,
@@ -34,7 +33,6 @@ __all__ = [
     'MapLabels',
     'MaskSampling',
     'PackImage',
-    'PackedImages',
     'RandomErasing',
     'RandomFlip',
     'RandomResizedCrop',

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.logging import print_log
@@ -20,53 +20,43 @@ from mmengine.logging import print_log
 from bootmae_mm.registry import DATASETS
 from bootmae_mm.validation import ConfigError, Count, MissingFileError, Share, require, validated
 
+from .array_files import mapped_pixels
 from .base import IndexedImages
+from .decoding import UnreadableImageError
 from .paths import ARRAYS, EXTENSIONS, is_hidden
 
 ENDINGS = ('.tar', '.zip')
 DEFLATED = zipfile.ZIP_DEFLATED
+IN_TAR = -1  # how an entry is stored; in ZIP it is the number of a compression
 CACHE = '~/.cache/bootmae_mm/archives'
 
 
 class Archives:
-    """Entries of archives, by number; each process maps a file when it first needs it.
+    """Images in archives, by number; each process maps a file when it first needs it.
 
     Args:
         files: Paths of the archives.
-        table: For each entry the number of its archive, its first byte and its size; further columns are allowed.
-        names: Names of the entries, joined, as bytes.
-        ends: End of each name.
-        deflated: Whether each entry is compressed, as in ZIP; by default none is.
+        extensions: Lower-case endings of images.
+
+    Attributes:
+        files: Paths of the archives.
+
+    Raises:
+        ConfigError: If a file is no archive, or a TAR file is compressed.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        table: np.ndarray,
-        names: np.ndarray,
-        ends: np.ndarray,
-        deflated: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, files: Sequence[Path], extensions: Sequence[str] = (*EXTENSIONS, *ARRAYS)) -> None:
         self.files = list(files)
-        self.table, self._names, self._ends, self._deflated = table, names, ends, deflated
+        entries: list[_Entry] = []
+        of_file: list[int] = []
+        for number, file in enumerate(self.files):
+            found = [entry for entry in _entries(file) if _is_image(entry.name, tuple(extensions))]
+            entries += found
+            of_file += [number] * len(found)
+        rows = [(number, *entry[1:]) for number, entry in zip(of_file, entries, strict=True)]
+        self.table = np.array(rows, dtype=np.int64).reshape(-1, 5)  # file, start, size, how it is stored, CRC-32
+        self._names, self._ends = joined_names([entry.name for entry in entries])
         self._maps: dict[int, mmap.mmap] = {}  # by number of the file
-
-    @classmethod
-    def scan(cls, files: Sequence[Path], extensions: Sequence[str]) -> Archives:
-        """Find the images in archives, in the order of the archives.
-
-        Raises:
-            ConfigError: If a file is no archive, or a TAR file is compressed.
-        """
-        rows, names, deflated = [], [], []
-        for number, file in enumerate(files):
-            for name, start, size, is_deflated in _entries(file):
-                if name.lower().endswith(tuple(extensions)) and not any(map(is_hidden, name.split('/'))):
-                    rows.append((number, start, size))
-                    names.append(name)
-                    deflated.append(is_deflated)
-        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        return cls(files, table, *joined_names(names), np.array(deflated, dtype=bool))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -75,19 +65,57 @@ class Archives:
         return {**self.__dict__, '_maps': {}}  # a map cannot be pickled
 
     def name(self, index: int) -> str:
-        """Name of an entry."""
+        """Name of an image in its archive."""
         start = self._ends[index - 1] if index else 0
         return self._names[start : self._ends[index]].tobytes().decode(errors='surrogateescape')
 
+    def path(self, index: int) -> str:
+        """Path of the archive, and name in it."""
+        return f'{self.files[self.table[index, 0]]}/{self.name(index)}'
+
     def content(self, index: int) -> memoryview:
-        """Bytes of an entry; without a copy unless it is compressed."""
-        number, start, size = self.table[index, :3].tolist()
+        """Bytes of an image; without a copy unless they are compressed.
+
+        Raises:
+            UnreadableImageError: If the file ends before, or the compressed bytes are damaged.
+        """
+        number, start, size, stored, _ = self.table[index].tolist()
         if number not in self._maps:
             with open(self.files[number], 'rb') as file:
                 self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        content = memoryview(self._maps[number])[start : start + size]
-        is_deflated = self._deflated is not None and self._deflated[index]
-        return memoryview(zlib.decompress(content, -15)) if is_deflated else content
+        data = memoryview(self._maps[number])
+        if stored != IN_TAR:  # start is that of the local header, which ends with the name and an extra field
+            header = data[start : start + 30]
+            start += 30 + sum(struct.unpack('<HH', header[26:])) if len(header) == 30 else 30
+        content = data[start : start + size]
+        if len(content) < size:
+            raise UnreadableImageError(self.path(index), 'the archive is cut off')
+        try:
+            return memoryview(zlib.decompress(content, -15)) if stored == DEFLATED else content
+        except zlib.error as error:
+            raise UnreadableImageError(self.path(index), f'the archive is damaged: {error}') from error
+
+    def is_intact(self, index: int) -> bool:
+        """Whether an image still has its checksum; of TAR, which has none, whether it is there."""
+        try:
+            content = self.content(index)
+        except UnreadableImageError:
+            return False
+        return self.table[index, 3] == IN_TAR or zlib.crc32(content) == self.table[index, 4]
+
+
+class _Entry(NamedTuple):
+    """A file in an archive: name, first byte (in ZIP of its local header), size there, how it is stored, CRC-32."""
+
+    name: str
+    start: int
+    size: int
+    stored: int
+    crc: int
+
+
+def _is_image(name: str, extensions: tuple[str, ...]) -> bool:
+    return name.lower().endswith(extensions) and not any(map(is_hidden, name.split('/')))
 
 
 def joined_names(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,34 +125,29 @@ def joined_names(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(b''.join(text), np.uint8), ends
 
 
-def start_of(entry: zipfile.ZipInfo, file: BinaryIO) -> int:
-    """First byte of an entry of a ZIP file, after its local header."""
-    file.seek(entry.header_offset + 26)
-    name_length, extra_length = struct.unpack('<HH', file.read(4))
-    return entry.header_offset + 30 + name_length + extra_length
-
-
-def _entries(path: Path) -> Iterator[tuple[str, int, int, bool]]:
-    """Name, first byte, size in the archive, and whether it is compressed, of each file in an archive."""
+def _entries(path: Path) -> Iterator[_Entry]:
+    """The files in an archive."""
     try:
         if zipfile.is_zipfile(path):
-            with open(path, 'rb') as file, zipfile.ZipFile(file) as content:
+            with zipfile.ZipFile(path) as content:  # reads the directory at its end only
                 for entry in content.infolist():
                     known = entry.compress_type in (zipfile.ZIP_STORED, DEFLATED) and not entry.flag_bits & 1
                     require(
                         entry.is_dir() or known, f'{path}: {entry.filename} is encrypted, or its compression unknown'
                     )
                     if not entry.is_dir():
-                        is_deflated = entry.compress_type == DEFLATED
-                        yield entry.filename, start_of(entry, file), entry.compress_size, is_deflated
+                        how = entry.compress_type
+                        yield _Entry(entry.filename, entry.header_offset, entry.compress_size, how, entry.CRC)
         else:
             with tarfile.open(path, 'r:') as tar:  # uncompressed
                 for member in tar:
                     if member.isfile() and not member.issparse():
-                        yield member.name, member.offset_data, member.size, False
+                        yield _Entry(member.name, member.offset_data, member.size, IN_TAR, 0)
     except (tarfile.TarError, zipfile.BadZipFile) as error:
-        advice = 'neither a ZIP file nor an uncompressed TAR file'
-        raise ConfigError(f'{path} is {advice} ({error}); images are compressed already: gunzip it') from error
+        raise ConfigError(
+            f'{path} is neither a ZIP file nor an uncompressed TAR file ({error}); it may be cut off, or compressed: '
+            'images are compressed already, so unpack a .tar.gz to a .tar'
+        ) from error
 
 
 def expanded(pattern: str) -> list[str]:
@@ -219,6 +242,7 @@ class ImageArchives(IndexedImages):
         folder: Subfolder of ``data_root``.
         extensions: Lower-case endings of images.
         cache: Folder for archives of URLs.
+        verify: Compare the checksum of every image that is read (of ZIP, as TAR has none).
         max_unreadable, max_images, unreadable_file: See :class:`UnlabeledImages`.
         **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ...).
 
@@ -234,6 +258,7 @@ class ImageArchives(IndexedImages):
         folder: str = '',
         extensions: Sequence[str] = (*EXTENSIONS, *ARRAYS),
         cache: str = CACHE,
+        verify: bool = False,
         max_unreadable: Share = 0.01,
         max_images: Count | None = None,
         unreadable_file: str = '',
@@ -242,22 +267,23 @@ class ImageArchives(IndexedImages):
         self.folder = folder
         self.extensions = tuple(extensions)
         self.cache = cache
+        self.verify = verify
         self.source = f'{data_root.rstrip("/")}/{folder}' if folder else data_root
         super().__init__(max_unreadable, max_images, unreadable_file, data_root='', **kwargs)
 
     def open(self) -> int:
         """Find the images."""
         files = find_archives(self.source, self.cache)
-        self.archives = Archives.scan(files, self.extensions)
+        self.archives = Archives(files, self.extensions)
         require(len(self.archives), f'no image in the {len(files)} archive(s) of {self.source}')
         print_log(f'{len(self.archives):,} images in {len(files):,} archive(s) of {self.source}', logger='current')
         return len(self.archives)
 
     def read(self, idx: int) -> dict:
-        """``img_path`` (of the archive and in it) and ``img_bytes``."""
-        file = self.archives.files[self.archives.table[idx, 0]]
-        try:
-            content = bytes(self.archives.content(idx))
-        except zlib.error:
-            content = b''  # counted as unreadable
-        return dict(img_path=f'{file}/{self.archives.name(idx)}', img_bytes=content)
+        """``img_path`` (of the archive and in it), and ``img`` (pixels of 8 bits in ``.npy``) or ``img_bytes``."""
+        path = self.archives.path(idx)
+        if self.verify:
+            require(self.archives.is_intact(idx), f'{path} is damaged: its checksum is wrong')
+        content = self.archives.content(idx)
+        pixels = mapped_pixels(content)
+        return dict(img_path=path, img_bytes=bytes(content)) if pixels is None else dict(img_path=path, img=pixels)

@@ -16,6 +16,7 @@ from bootmae_mm.validation import MAX_CHANNELS, require
 from .values import LoadingError, Values
 
 NUMPY = b'\x93NUMPY'
+PIXELS = re.compile(rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), \} *\n")
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # the last two: BigTIFF
 CheckSize = Callable[[int, int], None]  # raises for an image (height, width) that is too large
 
@@ -50,6 +51,18 @@ def _package(name: str, kind: str) -> Any:  # noqa: ANN401  a module
     except ImportError as error:
         advice = "pip install 'bootmae_mm[images]'"
         raise LoadingError(f'{kind} needs {name.partition(".")[0]}: {advice} ({error})') from error
+
+
+def mapped_pixels(data: memoryview) -> np.ndarray | None:
+    """Pixels (H, W, C) uint8 of a NumPy file as ``numpy.save`` writes it, without a copy; None for other files."""
+    if data[:6] != NUMPY:
+        return None
+    end = 10 + int.from_bytes(data[8:10], 'little')  # of the header
+    found = PIXELS.match(data[10:end])  # numpy's own parser takes ten times as long
+    if data[6] != 1 or found is None:
+        return None
+    shape = tuple(map(int, found.groups()))
+    return np.frombuffer(data[end:], np.uint8).reshape(shape)
 
 
 def _numpy(data: bytes, check_size: CheckSize) -> Values:

@@ -14,8 +14,8 @@ from pydantic import Field
 from bootmae_mm.registry import TRANSFORMS
 from bootmae_mm.validation import ConfigError, Count, Size, require, validated
 
-from .decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, decode
-from .values import Bands, Channels, DType, Limits, LoadingError, ValueRange
+from .decoding import PILLOW_LIMIT, Decoding, UnreadableImageError, decode, finished
+from .values import Bands, Channels, DType, Limits, LoadingError, ValueRange, Values
 
 
 @TRANSFORMS.register_module(name=['LoadImage', 'LoadRGB'])  # the second name is that of older configs
@@ -106,10 +106,8 @@ class LoadImage(BaseTransform):
         try:
             if 'img' in results and 'img_path' not in results:  # of mmpretrain's inferencers, which read BGR
                 img = results['img'][:, :, ::-1]
-            elif 'img' in results:  # pixels of a pack
-                img = results['img']
-                if self.decoding.value_range is not None:
-                    raise LoadingError('the pack holds 8 bits already: value_range has no effect on it')
+            elif 'img' in results:  # pixels of a NumPy file in an archive
+                img = finished(Values(results['img']), self.decoding)
             else:
                 img = decode(results['img_bytes'] if 'img_bytes' in results else self._read(path), self.decoding)
         except LoadingError as error:

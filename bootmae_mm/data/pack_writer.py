@@ -24,13 +24,12 @@ from pydantic import Field
 
 from bootmae_mm.validation import Count, Options, Side, require
 
-from .archives import joined_names, start_of
 from .decoding import UnreadableImageError
 from .loading import LoadImage
 from .transforms import resize
 
 FORMATS = ('raw', 'jpeg')  # of PackOptions
-MANIFEST, INDEX, UNREADABLE = 'pack.json', 'index.npz', 'unreadable.txt'
+MANIFEST, UNREADABLE = 'pack.json', 'unreadable.txt'
 
 
 class PackOptions(Options):
@@ -119,18 +118,20 @@ def pack(
         for job in jobs:
             done(work(job))
     archives = [archive for archive, _ in jobs]
-    table, packed_names = _index(archives, options)
-    unreadable = sorted(set(names) - set(packed_names))
+    packed = {name for archive in archives for name in _packed_names(archive, options)}
+    unreadable = sorted(set(names) - packed)
     (out / UNREADABLE).write_text(''.join(f'{name}\n' for name in unreadable))
     require(
         len(unreadable) <= max_unreadable * len(names),
         f'{len(unreadable)} of {len(names)} images cannot be read, more than max_unreadable={max_unreadable} allows; '
         f'they are listed in {out / UNREADABLE}',
     )
-    _write_index(out / INDEX, table, packed_names)
-    return dict(
-        images=len(packed_names), unreadable=len(unreadable), bytes=sum(file.stat().st_size for file in archives)
-    )
+    return dict(images=len(packed), unreadable=len(unreadable), bytes=sum(file.stat().st_size for file in archives))
+
+
+def _packed_names(archive: Path, options: PackOptions) -> list[str]:
+    with zipfile.ZipFile(archive) as content:
+        return [name.removesuffix('.npy') if options.format == 'raw' else name for name in content.namelist()]
 
 
 def _is_utf8(name: str) -> bool:
@@ -191,30 +192,3 @@ def _write_archive(job: tuple[Path, list[str]], root: str, options: PackOptions)
         os.fsync(file.fileno())
     part.replace(archive)
     return len(names)
-
-
-def _write_index(path: Path, table: np.ndarray, names: list[str]) -> None:
-    text, ends = joined_names(names)
-    part = path.with_name(f'{path.name}.part')
-    with open(part, 'wb') as file:
-        np.savez(file, table=table, names=text, name_ends=ends)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _index(archives: list[Path], options: PackOptions) -> tuple[np.ndarray, list[str]]:
-    """Index of all images (archive, offset, bytes, CRC-32, and for pixels height and width), and their names."""
-    rows, names = [], []
-    for number, archive in enumerate(archives):
-        with open(archive, 'rb') as file, zipfile.ZipFile(file) as content:
-            for entry in content.infolist():
-                start, height, width = start_of(entry, file), 0, 0
-                if options.format == 'raw':
-                    file.seek(start)
-                    version = np.lib.format.read_magic(file)
-                    assert version == (1, 0)
-                    (height, width, _), _, _ = np.lib.format.read_array_header_1_0(file)
-                rows.append((number, start, entry.file_size, entry.CRC, height, width))
-                names.append(entry.filename.removesuffix('.npy') if options.format == 'raw' else entry.filename)
-    return np.array(rows, dtype=np.int64).reshape(-1, 6), names  # (images, 6)

@@ -80,9 +80,12 @@ def test_a_pass_takes_full_batches_from_a_part_of_a_large_folder(photographs, mo
 def test_packs_of_the_same_images(photographs, tmp_path):
     cfg = read_config(str(ROOT / 'configs/pretrain/bootmae_vitb.py'), {})
     options = packed_pipelines(cfg, str(photographs), tmp_path)
-    assert list(options) == ['this config, packed (raw)', 'this config, packed (jpeg)']
+    names = ['ZIP (raw)', 'TAR (raw)', 'ZIP (jpeg)', 'TAR (jpeg)', 'Hugging Face (jpeg)']
+    assert list(options) == [f'this config, {name}' for name in names]
     batches = [next(iter(build_loader(option, 4, 0)))['inputs'].float() for option in options.values()]
-    assert batches[0].shape == (4, 3, 224, 224) and 0 < (batches[0] - batches[1]).abs().mean() < 3
+    assert batches[0].shape == (4, 3, 224, 224) and 0 < (batches[0] - batches[2]).abs().mean() < 3
+    assert torch.equal(batches[0], batches[1])
+    assert torch.equal(batches[2], batches[3]) and torch.equal(batches[2], batches[4])
 
 
 def test_a_config_without_files(photographs):

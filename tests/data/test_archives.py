@@ -65,7 +65,7 @@ def test_the_pixels_are_those_of_the_files(tmp_path, images, kind):
 
 def test_uncompressed_entries_are_not_copied(tmp_path, images):
     file = write_archive(tmp_path / 'x.tar', images)
-    archives = Archives.scan([file], ['.png'])
+    archives = Archives([file], ['.png'])
     content = archives.content(2)
     assert content.readonly and content.obj is archives.content(3).obj
     assert bytes(content) == images[2].read_bytes()

@@ -371,8 +371,6 @@ def test_values_outside_of_the_range_are_logged(tmp_path, logged):
     assert 'most values of an image lie outside of 0 to 4095' in logged[0] and len(logged) == 1
 
 
-def test_a_range_for_a_pack_of_eight_bits():
-    with pytest.raises(ConfigError, match='the pack holds 8 bits already'):
-        LoadImage(value_range=12)(dict(img_path='x', img=np.zeros((4, 4, 3), np.uint8)))
+def test_a_range_needs_a_backend_with_deep_values():
     with pytest.raises(ConfigError, match="value_range.* needs backend 'auto' or 'pillow', but it is 'cv2'"):
         LoadImage(value_range=12, backend='cv2')
