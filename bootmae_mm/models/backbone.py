@@ -23,6 +23,8 @@ from .encoder import PretrainingEncoder, init_configs, init_linear, is_pretraine
 from .relative_position import RelativePositionBias, resize_bias_table
 from .tokens import sincos_pos_embed, take_patches, take_tokens
 
+MAP_AND_TOKEN = 'featmap_cls_token'  # out_type for mmseg's DPTHead; its own ViT calls this output_cls_token
+
 
 class Architecture(Options):
     """A custom ``arch`` of the backbone."""
@@ -70,11 +72,12 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         with_cp: Use activation checkpointing: less memory, more time.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=..., min_share=1.0)`` loads weights strictly; see
             :func:`bootmae_mm.checkpoints.encoder.load_encoder`.
-        **kwargs: Arguments of ``VisionTransformer``: ``out_type``, ``final_norm``, ``with_cls_token``, ...
+        **kwargs: Arguments of ``VisionTransformer``: ``out_type`` (see :meth:`forward`), ``final_norm``,
+            ``with_cls_token``, ...
 
     Raises:
         ConfigError: For an unknown arch, an image not divisible by the patch, a width not divisible by the heads, a
-            block that does not exist, or windows with a class token.
+            block that does not exist, windows with a class token, or an output that needs one without it.
     """
 
     arch_zoo = {
@@ -83,6 +86,7 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         **dict.fromkeys(['s', 'small'], _arch(384, 12, 6)),
         **dict.fromkeys(['h', 'huge'], _arch(1280, 32, 16)),
     }
+    OUT_TYPES = {*VisionTransformer.OUT_TYPES, MAP_AND_TOKEN}
 
     @validated
     def __init__(
@@ -129,6 +133,8 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         self.out_indices = self._block_indices(out_indices, 'out_indices')
         global_blocks = self._block_indices(global_blocks, 'global_blocks')
         require(self.out_indices, 'out_indices must name a block')
+        has_output = self.out_type != MAP_AND_TOKEN or self.with_cls_token
+        require(has_output, f'out_type={MAP_AND_TOKEN!r} needs with_cls_token=True')
         require(not window_size or not self.with_cls_token, 'window_size needs with_cls_token=False')
         require(window_size or not global_blocks, 'global_blocks needs window_size')
         layer_cfgs = [layer_cfgs] * self.num_layers if isinstance(layer_cfgs, dict) else layer_cfgs
@@ -232,7 +238,7 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
             nn.init.normal_(self.cls_token, std=1e-6)
         self.pos_embed.copy_(self._fixed_pos_embed())
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Any, ...]:
         """Run the downstream pass.
 
         Args:
@@ -241,7 +247,8 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         Returns:
             One output per block of ``out_indices``, in ascending order, by ``out_type``: ``'featmap'`` (B, D, rows,
             columns), ``'avg_featmap'`` (B, D), the normed mean of the patch tokens, ``'cls_token'`` (B, D), ``'raw'``
-            (B, 1 + L, D). The final norm, if there is one, is applied after the last block only.
+            (B, 1 + L, D), ``'featmap_cls_token'`` a pair of feature map and class token. The final norm, if there is
+            one, is applied after the last block only.
         """
         x, grid = self.patch_embed(images)  # (B, L, D)
         if self.cls_token is not None:
@@ -257,6 +264,12 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
                 last = index == self.num_layers - 1 and self.final_norm
                 outs.append(self._format_output(self.ln1(x) if last else x, grid))
         return tuple(outs)
+
+    def _format_output(self, x: Tensor, grid: tuple[int, int]) -> Any:
+        """Tokens of a block, (B, 1 + L, D), as ``out_type`` wants them."""
+        if self.out_type != MAP_AND_TOKEN:
+            return super()._format_output(x, grid)
+        return x[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2), x[:, 0]  # (B, D, rows, columns), (B, D)
 
     @property
     def fresh_weights(self) -> set[str]:

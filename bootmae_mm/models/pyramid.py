@@ -84,8 +84,13 @@ class SimpleFeaturePyramid(BaseModule):
 
         Returns:
             ``num_outs`` maps (B, out_channels, ., .), finest first.
+
+        Raises:
+            ConfigError: If the backbone returns something else than maps.
         """
         features = inputs if isinstance(inputs, Tensor) else inputs[-1]
+        is_map = isinstance(features, Tensor) and features.dim() == 4
+        require(is_map, "SimpleFeaturePyramid needs feature maps: set out_type='featmap' in the backbone")
         outs = [level(features) for level in self.levels]  # (B, out_channels, ., .) each
         while len(outs) < self.num_outs:
             outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))  # every second row and column

@@ -54,6 +54,21 @@ def test_outputs_of_chosen_blocks():
     assert model.out_indices == [0, 2]
 
 
+@pytest.mark.parametrize('final_norm', [False, True])
+def test_maps_with_class_tokens(final_norm):
+    model = vit(out_type='featmap_cls_token', out_indices=(0, -1), final_norm=final_norm)
+    images = torch.randn(2, 3, 40, 48)
+    outs = model(images)
+    maps = same_weights(model, out_indices=(0, -1), final_norm=final_norm)(images)
+    raw = same_weights(model, out_indices=(0, -1), final_norm=final_norm, out_type='raw')(images)
+    assert len(outs) == 2 and maps[0].shape == (2, 24, 5, 6)
+    for (found, token), wanted, tokens in zip(outs, maps, raw, strict=True):
+        assert torch.equal(found, wanted)
+        assert torch.equal(token, tokens[:, 0])
+    assert not torch.allclose(outs[0][1], outs[1][1])
+    assert model.state_dict().keys() == same_weights(model, final_norm=final_norm).state_dict().keys()
+
+
 def test_blocks_after_the_last_output_do_not_run():
     model = vit(out_indices=0)
     model.layers[1] = None
@@ -244,6 +259,10 @@ def test_frozen_stages():
         (dict(frozen_stages=4), r'frozen_stages must be in -1\.\.3, but is 4'),
         (dict(frozen_stages=-2), r'frozen_stages must be in -1\.\.3, but is -2'),
         (dict(window_size=2), 'window_size needs with_cls_token=False'),
+        (
+            dict(out_type='featmap_cls_token', with_cls_token=False),
+            "^out_type='featmap_cls_token' needs with_cls_token=True$",
+        ),
         (dict(window_size=-1, with_cls_token=False), 'window_size must be greater than or equal to 0, but is -1'),
         (dict(global_blocks=(0,)), 'global_blocks needs window_size'),
         (dict(global_blocks=(5,), window_size=2, with_cls_token=False), 'global_blocks .*5.* must be different blocks'),

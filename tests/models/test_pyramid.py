@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 
-from bootmae_mm.models import SimpleFeaturePyramid
+from bootmae_mm.models import BootMAEViT, SimpleFeaturePyramid
 from bootmae_mm.validation import ConfigError
 
 
@@ -96,3 +96,11 @@ def test_every_weight_gets_a_gradient():
 def test_impossible_options(options, message):
     with pytest.raises(ConfigError, match=message):
         SimpleFeaturePyramid(in_channels=8, **options)
+
+
+@pytest.mark.parametrize('out_type', ['featmap_cls_token', 'raw', 'cls_token'])
+def test_other_outputs_of_the_backbone_are_refused(out_type):
+    arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
+    outs = BootMAEViT(arch=arch, img_size=32, patch_size=8, out_type=out_type)(torch.randn(1, 3, 32, 32))
+    with pytest.raises(ConfigError, match="^SimpleFeaturePyramid needs feature maps: set out_type='featmap' in the"):
+        SimpleFeaturePyramid(in_channels=24)(outs)
