@@ -22,6 +22,7 @@ COMMANDS = {
     'test': 'evaluate a checkpoint with the test set and metrics of a config',
     'embed': 'write the features of images to a file',
     'knn': 'probe an encoder with k nearest neighbors',
+    'browse': 'draw training samples with their masks, before a run',
     'reconstruct': 'draw what a checkpoint reconstructs of masked images',
     'export': 'write an encoder for timm, transformers, mmpretrain or ONNX',
     'convert': "convert the authors' checkpoints, and back",

@@ -1,4 +1,4 @@
-"""Pictures of reconstructions by the pixel regressor."""
+"""Pictures of samples with their masks, and of reconstructions by the pixel regressor."""
 
 from __future__ import annotations
 
@@ -54,13 +54,58 @@ def reconstruct(model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Te
     reconstruction = place_patches(images, predicted[:, ids_keep.shape[1] :], ids_mask)
     preprocessor = model.data_preprocessor
     gray = (255 * GRAY - preprocessor.mean) / preprocessor.std
-    empty = gray.expand_as(images).contiguous()
-    masked = place_patches(empty, take_patches(images, ids_keep, target.patch_size), ids_keep)
+    masked = keep_patches(images, ids_keep, target.patch_size, gray)
     panels = (images, masked, reconstruction, prediction)
     return {
         name: ((panel.float() * preprocessor.std + preprocessor.mean) / 255).clamp(0, 1).cpu()
         for name, panel in zip(PANELS, panels, strict=True)
     }
+
+
+def keep_patches(images: Tensor, ids_keep: Tensor, patch_size: int, fill: Tensor) -> Tensor:
+    """Images of the kept patches on a plain background.
+
+    Args:
+        images: (B, C, H, W).
+        ids_keep: Indices of the kept patches, (B, V).
+        patch_size: Side of a patch in pixels.
+        fill: Value of all other pixels, of a shape that can be expanded to that of the images.
+
+    Returns:
+        Tensor (B, C, H, W).
+    """
+    empty = fill.expand_as(images).contiguous()
+    return place_patches(empty, take_patches(images, ids_keep, patch_size), ids_keep)
+
+
+def sample_panels(batch: dict[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Panels of training samples, each beside what its masks leave of it.
+
+    Args:
+        batch: ``inputs`` (B, C, H, W) in 0..255, ``ids_keep`` (B * K, V) for K masks per image, perhaps ``view``.
+        grid: Rows and columns of patches.
+
+    Returns:
+        ``sample``; ``masked`` (gray where masked), or ``masked 1`` ... ``masked K``; ``second view`` if there is one.
+        Each (B, C, H, W) in 0..1, float32.
+
+    Raises:
+        ConfigError: If the images do not have this grid of square patches.
+    """
+    images = batch['inputs'].float()
+    height, width = images.shape[2:]
+    patch_size = height // grid[0]
+    fits = (height, width) == (grid[0] * patch_size, grid[1] * patch_size)
+    require(fits, f'images of {height}x{width} have no grid of {grid[0]} x {grid[1]} square patches (masking)')
+    masks = batch['ids_keep'].unflatten(0, (len(images), -1)).unbind(1)  # K times (B, V)
+    gray = torch.tensor(255 * GRAY)
+    panels = {'sample': images}
+    for number, ids_keep in enumerate(masks, 1):
+        title = 'masked' if len(masks) == 1 else f'masked {number}'
+        panels[title] = keep_patches(images, ids_keep, patch_size, gray)
+    if 'view' in batch:
+        panels['second view'] = batch['view'].float()
+    return {title: (panel / 255).clamp(0, 1) for title, panel in panels.items()}
 
 
 def shown_channels(images: Tensor, channels: Sequence[int] | None = None) -> Tensor:
@@ -89,7 +134,7 @@ def draw_reconstruction(
     """Draw a labeled picture with one row per image and one column per panel.
 
     Args:
-        panels: Panels from :func:`reconstruct`.
+        panels: Panels from :func:`reconstruct` or :func:`sample_panels`.
         names: Names of the images, written at the left; none by default.
         min_height: Height in pixels to which small images are enlarged (nearest neighbor).
         channels: Channels to show, see :func:`shown_channels`.

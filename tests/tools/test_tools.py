@@ -47,6 +47,7 @@ def shell(*command, **environment):
         'pack_dataset.py',
         'convert_official.py',
         'reconstruct.py',
+        'browse_dataset.py',
         'demo.py',
         'install.py',
         'dist_train.sh',
