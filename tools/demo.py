@@ -125,12 +125,12 @@ def draw(runner: Runner, path: Path) -> None:
     """Draw reconstructions of eight held-out digits."""
     from PIL import Image
 
-    from bootmae_mm.visualization import draw_reconstruction, reconstruct
+    from bootmae_mm.visualization import draw_panels, reconstruct
 
     model = runner.model.eval()
     batch = next(iter(runner.build_dataloader(runner.cfg.test_dataloader)))
     batch = {name: value[:8] for name, value in model.data_preprocessor(batch).items()}
-    Image.fromarray(draw_reconstruction(reconstruct(model, *batch.values()))).save(path)
+    Image.fromarray(draw_panels(reconstruct(model, *batch.values()))).save(path)
 
 
 def first_and_last_losses(runner: Runner) -> dict:

@@ -23,6 +23,7 @@ COMMANDS = {
     'embed': 'write the features of images to a file',
     'knn': 'probe an encoder with k nearest neighbors',
     'browse': 'draw training samples with their masks, before a run',
+    'show': 'draw the features of images as colors, and what the class token attends to',
     'reconstruct': 'draw what a checkpoint reconstructs of masked images',
     'export': 'write an encoder for timm, transformers, mmpretrain or ONNX',
     'convert': "convert the authors' checkpoints, and back",

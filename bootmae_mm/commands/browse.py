@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from bootmae_mm.engine.launch import exit_with, read_config
-    from bootmae_mm.visualization import draw_reconstruction, sample_panels
+    from bootmae_mm.visualization import draw_panels, sample_panels
 
     try:
         cfg = read_config(args.config, args.cfg_options)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         count = len(panels['sample'])
         for start in range(0, count, ROWS):
             page = {title: images[start : start + ROWS] for title, images in panels.items()}
-            picture = draw_reconstruction(page, channels=args.channels)
+            picture = draw_panels(page, channels=args.channels)
             Image.fromarray(picture).save(out / f'samples_{start // ROWS + 1:03}.png')
     except Exception as error:  # noqa: BLE001  raised again if it is a defect
         exit_with(error)

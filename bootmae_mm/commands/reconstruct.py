@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from bootmae_mm.checkpoints.reading import load_model
     from bootmae_mm.data.paths import images_of
     from bootmae_mm.engine.recovery import checkpoint_in
-    from bootmae_mm.visualization import draw_reconstruction, reconstruct
+    from bootmae_mm.visualization import draw_panels, reconstruct
 
     with errors_in_one_line():
         model, cfg = load_model(checkpoint_in(args.checkpoint), args.config)
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         batch = model.data_preprocessor(batch)
         panels = reconstruct(model, batch['inputs'], batch['ids_keep'], batch['ids_mask'])
         names = [Path(path).name[:24] for path in paths]
-        picture = draw_reconstruction(panels, names, channels=args.channels)
+        picture = draw_panels(panels, names, channels=args.channels)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(args.out)
     print(f'{len(paths)} images -> {args.out}')

@@ -79,7 +79,8 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
             has_all = len(options[name]) == channels
             require(has_all, f'data_preprocessor.{name} has {len(values)} values, the encoder {channels} channels')
     scale = crop = None
-    for step in _steps(cfg):
+    steps = _steps(cfg)
+    for step in steps:
         kind = str(step.get('type', '')).rpartition('.')[2]  # without a scope
         if kind in RESIZES:
             scale, crop = _side(step.get('scale')), _side(step.get('crop_size')) or crop
@@ -92,6 +93,8 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
             options['dtype'] = step.get('dtype', 'uint8')
     if scale:
         options['crop_pct'] = min(1.0, (crop or scale) / scale)
+    elif steps:  # the run took whole images
+        options['crop_pct'] = 1.0
     interpolation, known = options.get('interpolation', 'bicubic'), ', '.join(INTERPOLATIONS)
     require(interpolation in INTERPOLATIONS, f'the interpolation {interpolation!r} of the run must be one of {known}')
     return Preprocessing(**options)

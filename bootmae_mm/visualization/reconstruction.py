@@ -14,6 +14,7 @@ from bootmae_mm.validation import require
 
 PANELS = ('original', 'masked', 'reconstruction', 'prediction')
 GRAY = 0.5
+COLORED = ('features', 'attention')  # panels that are red, green and blue whatever the images are
 
 
 def predicts_pixels(model: nn.Module) -> bool:
@@ -125,7 +126,7 @@ def shown_channels(images: Tensor, channels: Sequence[int] | None = None) -> Ten
     return images[:, chosen].expand(-1, 3, -1, -1)
 
 
-def draw_reconstruction(
+def draw_panels(
     panels: dict[str, Tensor],
     names: Sequence[str] = (),
     min_height: int = 112,
@@ -137,7 +138,7 @@ def draw_reconstruction(
         panels: Panels from :func:`reconstruct` or :func:`sample_panels`.
         names: Names of the images, written at the left; none by default.
         min_height: Height in pixels to which small images are enlarged (nearest neighbor).
-        channels: Channels to show, see :func:`shown_channels`.
+        channels: Channels of images to show, see :func:`shown_channels`; panels of features are colors already.
 
     Returns:
         uint8 array (height, width, 3), RGB.
@@ -157,7 +158,13 @@ def draw_reconstruction(
         x = left + gap + column * (width + gap)
         label = title if font.getlength(title) <= width else title[: max(1, width // 8)]
         draw.text((x, 4), label, fill='black', font=font)
-        pixels = (shown_channels(images, channels) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        pixels = (
+            (shown_channels(images, None if title in COLORED else channels) * 255)
+            .round()
+            .byte()
+            .permute(0, 2, 3, 1)
+            .numpy()
+        )
         for row in range(count):
             image = Image.fromarray(pixels[row]).resize((width, height), Image.Resampling.NEAREST)
             page.paste(image, (x, top + row * (height + gap)))

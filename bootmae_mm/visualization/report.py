@@ -79,13 +79,14 @@ def _picture(file: Path, caption: str) -> str:
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></figure>'
 
 
-def reconstructions(work_dir: str | Path, run: str = '*') -> list[Path]:
-    """Pictures of reconstructions below a work_dir, in the order of training.
+def drawn(work_dir: str | Path, name: str, run: str = '*') -> list[Path]:
+    """Pictures that were drawn during a run, in the order of training.
 
     Args:
         work_dir: Work_dir of one or several runs.
+        name: ``'reconstruction'`` or ``'features'``.
         run: Timestamp of a run; all by default.
     """
-    files = Path(work_dir).glob(f'{run}/vis_data/vis_image/reconstruction_*.png')
+    files = Path(work_dir).glob(f'{run}/vis_data/vis_image/{name}_*.png')
     numbered = [(int(found[1]), str(file)) for file in files if (found := re.search(r'_(\d+)\.png$', file.name))]
     return [Path(file) for _, file in sorted(numbered)]

@@ -148,7 +148,7 @@ def test_iteration_based_run_shorter_than_an_epoch(tmp_path, image_folder):
     runner.train()
     assert [entry['step'] for entry in read_scalars(tmp_path / 'work')] == [1, 2, 3]
     assert (tmp_path / 'work/iter_2.pth').exists()
-    assert len(list((tmp_path / 'work').glob('*/vis_data/vis_image/*'))) == 1
+    assert len(list((tmp_path / 'work').glob('*/vis_data/vis_image/reconstruction_*'))) == 1
     assert runner.model.feature_weight == 0.7  # (0 + 1) / (0.5 * 3 / 4) is more than 1
 
 
@@ -167,7 +167,9 @@ def test_pictures_during_training(tmp_path, image_folder):
     runner = make_runner(tmp_path, image_folder)
     runner.train()
     pictures = sorted(path.name for path in (tmp_path / 'work').glob('*/vis_data/vis_image/*'))
-    assert pictures == ['reconstruction_2.png', 'reconstruction_3.png']
+    wanted = ['features_2.png', 'features_3.png', 'reconstruction_2.png', 'reconstruction_3.png']
+    assert pictures == wanted
+    assert (tmp_path / 'work/report.html').read_text().count('<img') == 5  # and the curves
     assert (tmp_path / 'work/curves.png').stat().st_size > 10_000
     assert runner.model.training
 
@@ -246,10 +248,10 @@ def test_runs_on_other_channels_draw_pictures(tmp_path, channels, run_tool):
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, image_folder, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError('no font')
 
-    monkeypatch.setattr('bootmae_mm.engine.hooks.pictures.draw_reconstruction', fail)
+    monkeypatch.setattr('bootmae_mm.engine.hooks.pictures.draw_panels', fail)
     runner = make_runner(tmp_path, image_folder, epochs=2)
     runner.train()
     assert (tmp_path / 'work/epoch_2.pth').is_file() and runner.model.training

@@ -277,6 +277,7 @@ def test_statistics_of_other_channels(tmp_path, photograph):
         ([dict(type='ResizeEdge', scale=40), dict(type='CenterCrop', crop_size=32)], 'bilinear', 0.8),
         ([dict(type='mmpretrain.ResizeEdge', scale=32), dict(type='CenterCrop', crop_size=(32, 32))], 'bilinear', 1.0),
         ([dict(type='Resize', scale=(32, 32), interpolation='bicubic')], 'bicubic', 1.0),
+        ([dict(type='bootmae_mm.LoadImage')], 'bicubic', 1.0),  # whole images
     ],
 )
 @pytest.mark.parametrize('wrapped', [True, False])

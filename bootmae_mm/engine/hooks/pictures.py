@@ -12,17 +12,19 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import collect_env
+from torch import Tensor, nn
 
 from bootmae_mm.registry import HOOKS
 from bootmae_mm.validation import Count, Natural, validated
 from bootmae_mm.version import __version__
 from bootmae_mm.visualization import (
     draw_curves,
-    draw_reconstruction,
+    draw_panels,
+    drawn,
+    feature_panels,
     predicts_pixels,
     read_scalars,
     reconstruct,
-    reconstructions,
     write_report,
 )
 
@@ -31,15 +33,17 @@ from ..sharding import gathered_parameters, is_sharded, unwrapped
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Writes a picture of reconstructions to the visualizer (local files, TensorBoard) during training.
+    """Writes pictures to the visualizer (local files, TensorBoard) during training: reconstructions, and features.
 
-    Always the same images of the training set, with the same crops and masks.
+    Always the same images of the training set, with the same crops and masks. The features are those of the patches of
+    whole images, as colors, and what the class token attends to (:func:`feature_panels`).
 
     Args:
         interval: Epochs between pictures; there is also one at the end.
         num_images: Number of images, one per row.
         by_epoch: Whether ``interval`` counts epochs; otherwise iterations.
         channels: One or three channels to show, counted from 0; by default the first three.
+        features: Draw the features, too.
     """
 
     priority = 'LOW'
@@ -51,7 +55,9 @@ class ReconstructionHook(Hook):
         num_images: Count = 4,
         by_epoch: bool = True,
         channels: Sequence[Natural] | None = None,
+        features: bool = True,
     ) -> None:
+        self.features = features
         self.by_epoch = by_epoch
         self.channels = channels
         self.interval = interval
@@ -75,7 +81,7 @@ class ReconstructionHook(Hook):
     def _draw(self, runner: Runner, step: int) -> None:
         model = unwrapped(runner.model)
         # A sharded model needs all ranks.
-        if not predicts_pixels(model) or not (is_main_process() or is_sharded(model)):
+        if not (predicts_pixels(model) or self.features) or not (is_main_process() or is_sharded(model)):
             return
         dataset = runner.train_dataloader.dataset
         # Imported here, because mmpretrain's data sets take seconds to import.
@@ -91,13 +97,23 @@ class ReconstructionHook(Hook):
             model.eval()
             # Eager: a few pictures are not worth another compilation of the blocks.
             with gathered_parameters(model), torch.compiler.set_stance('force_eager'):
-                panels = reconstruct(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
+                pages = self._pages(model, batch['inputs'], batch['ids_keep'][::masks], batch['ids_mask'][::masks])
         finally:
             model.train(was_training)
-        if is_main_process():
-            runner.visualizer.add_image(
-                'reconstruction', draw_reconstruction(panels, channels=self.channels), step=step
-            )
+        for name, panels in pages.items() if is_main_process() else ():
+            runner.visualizer.add_image(name, draw_panels(panels, channels=self.channels), step=step)
+
+    def _pages(
+        self, model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Tensor
+    ) -> dict[str, dict[str, Tensor]]:
+        """Panels of each picture."""
+        pages = {}
+        if predicts_pixels(model):
+            pages['reconstruction'] = reconstruct(model, images, ids_keep, ids_mask)
+        if self.features:
+            statistics = model.data_preprocessor
+            pages['features'] = feature_panels(model.backbone, images, statistics.mean, statistics.std)
+        return pages
 
 
 @HOOKS.register_module()
@@ -143,10 +159,11 @@ class ReportHook(Hook):
         if not scalars:
             return
         path = Path(runner.work_dir) / 'report.html'
-        drawn = reconstructions(runner.work_dir, run)
-        pictures = [('Reconstructions at the end', drawn[-1])] if drawn else []
-        if len(drawn) > 1:
-            pictures.append(('Reconstructions early in the run', drawn[0]))
+        pictures = []
+        for title, name in (('Reconstructions', 'reconstruction'), ('Features', 'features')):
+            files = drawn(runner.work_dir, name, run)
+            pictures += [(f'{title} at the end', files[-1])] if files else []
+            pictures += [(f'{title} early in the run', files[0])] if len(files) > 1 else []
         curves = Path(runner.work_dir) / 'curves.png'
         if curves.is_file():
             pictures.insert(0, ('Curves', curves))
