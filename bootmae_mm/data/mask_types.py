@@ -32,10 +32,10 @@ class InverseBlockSampling(MaskSampling):
     """Keeps one block of patches and masks all others (CAPI, arXiv 2502.08769).
 
     The block has a random aspect ratio and place, and as many patches as are kept (cut off in its last row). It is
-    rolled around the borders of the image by a random distance, so that each patch is masked equally often.
+    rolled around the borders of the image by a random distance, so that each patch is masked equally often. The other
+    arguments are those of :class:`MaskSampling`.
 
     Args:
-        grid_size, img_size, patch_size, ratio, per_image: See :class:`MaskSampling`.
         min_aspect: Smallest height over width of the block.
         roll: Roll it around the borders.
     """
@@ -80,10 +80,10 @@ class InverseBlockSampling(MaskSampling):
 class UniformSampling(MaskSampling):
     """Keeps one random patch of every square of ``unit`` x ``unit`` patches (UM-MAE, arXiv 2205.10063).
 
-    The share of masked patches follows: 0.75 for squares of 2 x 2.
+    The share of masked patches follows: 0.75 for squares of 2 x 2. The other arguments are those of
+    :class:`MaskSampling`.
 
     Args:
-        grid_size, img_size, patch_size, per_image: See :class:`MaskSampling`.
         unit: Side of a square in patches.
     """
 

@@ -63,11 +63,13 @@ class MaskSampling(BaseTransform):
 
     Args:
         grid_size: Rows and columns of patches; by default those of ``img_size`` and ``patch_size``.
-        img_size, patch_size: Height and width of the images, and side of a patch, in pixels.
+        img_size: Height and width of the images in pixels.
+        patch_size: Side of a patch in pixels.
         ratio: Share of patches to mask; M = round(ratio * rows * columns).
         strategy: ``'mix'``, ``'block'`` or ``'random'``.
         num_blocked: Patches in blocks under ``'mix'``; by default 120 of 196, or the same share of another grid.
-        min_block, max_block: Smallest and largest area of a block, in patches.
+        min_block: Smallest area of a block, in patches.
+        max_block: Largest area of a block, in patches.
         min_aspect: Smallest height over width of a block.
         roll: Number of rolls to choose from under ``'mix'``.
         per_image: Number of masks per image, K: the teacher sees an image once for K passes of the student.

@@ -29,8 +29,7 @@ class SeededIndex(int):
 
     Arithmetic of dataset wrappers (``ConcatDataset`` subtracts, ``RepeatDataset`` takes the remainder) keeps the seed.
 
-    Args:
-        index: The index.
+    Attributes:
         key: Seed in 0..2**32 - 1, or numbers that the seed is derived from.
     """
 

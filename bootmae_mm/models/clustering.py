@@ -58,7 +58,8 @@ class ClusterTarget(Target):
         info: Facts of the model.
         clusters: Number of clusters.
         iterations: Number of iterations of :func:`sinkhorn`.
-        target_temperature, own_temperature: Divisors of the logits for the assignments, and for their prediction.
+        target_temperature: Divisor of the logits for the assignments.
+        own_temperature: Divisor of the logits for their prediction.
     """
 
     uses_teacher = True
@@ -123,8 +124,7 @@ class PatchSoftCrossEntropy(PatchLoss):
 class ClusterHead(BootMAEHead):
     """Predicts the clusters of masked patches: cosines of the token with one direction per cluster, times a scale.
 
-    Args:
-        in_channels, info, target, loss, weighted: See :class:`BootMAEHead`.
+    The arguments are those of :class:`BootMAEHead`.
     """
 
     @validated

@@ -141,8 +141,7 @@ class BootMAEHead(BranchHead):
 class BootMAEFeatureHead(BootMAEHead):
     """Predicts the teacher's features, both sides normalized: the paper's feature branch.
 
-    Args:
-        in_channels, info, target, loss, normalize, eps, weighted: See :class:`BootMAEHead`.
+    The arguments are those of :class:`BootMAEHead`.
     """
 
     @validated
@@ -164,8 +163,9 @@ class BootMAEFeatureHead(BootMAEHead):
 class BootMAEPixelHead(BootMAEHead):
     """Predicts the pixels of masked patches: the paper's pixel branch.
 
+    The other arguments are those of :class:`BootMAEHead`.
+
     Args:
-        in_channels, info, loss, weighted: See :class:`BootMAEHead`.
         normalize: Normalization of the target, see :class:`PixelTarget`.
     """
 

@@ -52,7 +52,8 @@ class AttentionMasking(DeviceMasking):
     that their number stays.
 
     Args:
-        model, teacher: The model and its teacher; :class:`BootMAE` fills them in.
+        model: The model; :class:`BootMAE` fills it in.
+        teacher: Its teacher; :class:`BootMAE` fills it in.
         strategy: ``'high'``, ``'hint'`` or ``'low'``.
         hint_share: Share of all patches, those with the most attention, among which ``'hint'`` chooses.
         shown_share: Share of these that stay visible; the authors have their masking ratio here, 0.3 on average.
@@ -109,7 +110,8 @@ class PredictedErrorMasking(DeviceMasking):
     ``share`` during the run, from easy to hard.
 
     Args:
-        model, teacher: The model and its teacher; :class:`BootMAE` fills them in.
+        model: The model; :class:`BootMAE` fills it in.
+        teacher: Its teacher; :class:`BootMAE` fills it in.
         branch: Name of the branch; its decoder must have ``context_block=None``.
         share: Share of the masked patches that are chosen by the prediction, if no hook sets it.
 

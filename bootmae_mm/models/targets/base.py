@@ -75,7 +75,8 @@ class ImagesFor(BaseModule):
     Args:
         info: Facts of the model.
         patch_size: Side of its patches in pixels; it gets as many of them as the student has.
-        mean, std: Its statistics, for values in 0..255.
+        mean: Mean of its images by channel, for values in 0..255.
+        std: Standard deviation of its images by channel.
     """
 
     def __init__(self, info: ModelInfo, patch_size: int, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -32,8 +32,9 @@ class CodeTarget(Target):
         prefix: Prefix of its keys in the file.
         patch_size: Side in pixels of what becomes one code: 16 for VQKD, 8 for DALL-E. The images are resized (bicubic)
             to as many of them as the student has patches.
-        mean, std: Statistics of its images, for values in 0..255: 127.5 and 127.5 for VQKD; -31.875 and 318.75, which
-            means 0.1 to 0.9, for DALL-E.
+        mean: Mean of its images by channel, for values in 0..255: 127.5 for VQKD; -31.875 for DALL-E.
+        std: Standard deviation of its images by channel: 127.5 for VQKD; 318.75 for DALL-E, so that values become 0.1
+            to 0.9.
     """
 
     kind = 'codes'

@@ -144,7 +144,8 @@ class FrozenTarget(Target):
         prefix: Prefix of its keys in the file.
         features: ``'tokens'``: its output, after the final norm; ``'block'``: the output of the last block, before that
             norm; ``'values'``: the values of the last block's attention.
-        mean, std: Statistics of its images, for values in 0..255; by default ImageNet's.
+        mean: Mean of its images by channel, for values in 0..255; by default ImageNet's.
+        std: Standard deviation of its images by channel; by default ImageNet's.
 
     Raises:
         ConfigError: If the encoder is unknown, is no plain ViT, or does not get as many patches as the student.
