@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-gpu test-upstream lint lock parity clean
+.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-gpu test-upstream lint lock parity docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,7 +51,7 @@ lint: install  ## check style, spelling, types and the layers of the package
 	@$(BIN)/lint-imports --no-logo
 
 lock: install  ## update the lock files from requirements/*.in
-	@for name in onedl upstream; do \
+	@for name in onedl upstream docs; do \
 	  $(BIN)/python -m uv --quiet pip compile --universal --python-version 3.10 --generate-hashes \
 	    --overrides requirements/overrides.txt --custom-compile-command "make lock" \
 	    requirements/$$name.in -o requirements/$$name.lock || exit 1; done
@@ -59,5 +59,9 @@ lock: install  ## update the lock files from requirements/*.in
 parity: install  ## compare with the numbers of the authors' program
 	@for name in tiny_a tiny_b; do $(BIN)/python tools/check_parity.py tests/reference/$$name || exit 1; done
 
+docs:  ## build the site of the documents in work_dirs/site, with all links checked
+	@$(PYTHON) tools/install.py --env $(ENV)-docs --lock requirements/docs.lock --no-package
+	@$(ENV)-docs/bin/mkdocs build --strict
+
 clean:  ## remove the environments and the files of runs
-	rm -rf $(ENV) $(ENV)-upstream work_dirs build dist *.egg-info
+	rm -rf $(ENV) $(ENV)-upstream $(ENV)-docs work_dirs build dist *.egg-info

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Create a virtual environment with the exact versions of a lock file, and this package in it.
+"""Create a virtual environment with the exact versions of a lock file, and (by default) this package in it.
 
 Needs nothing but a Python 3.10, 3.11 or 3.12 with its standard library. A second call with an unchanged lock file
 returns at once.
@@ -71,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--env', default='.venv', help='folder of the environment, created if missing')
     parser.add_argument('--lock', default='requirements/onedl.lock', help='lock file with the exact versions')
+    parser.add_argument('--no-package', action='store_true', help='install only what the lock file lists')
     args = parser.parse_args()
     env, lock = ROOT / args.env, ROOT / args.lock
     if not lock.is_file():
@@ -81,13 +82,15 @@ def main() -> None:
         return
     begin = time.monotonic()
     python = supported_python()
-    say(f'creating {args.env} with {python} and the versions of {args.lock} (about 5 GB, a minute or two)')
+    size = '' if args.no_package else ' (about 5 GB, a minute or two)'
+    say(f'creating {args.env} with {python} and the versions of {args.lock}{size}')
     create(env, python)
     uv = [env / 'bin/python', '-m', 'uv', '--quiet', 'pip']
     target = ['--python', env / 'bin/python']
     run(*uv, 'sync', *target, '--compile-bytecode', lock)
-    # The build backend is in the lock file, too.
-    run(*uv, 'install', *target, '--no-deps', '--no-build-isolation', '--editable', ROOT)
+    if not args.no_package:
+        # The build backend is in the lock file, too.
+        run(*uv, 'install', *target, '--no-deps', '--no-build-isolation', '--editable', ROOT)
     stamp.write_text(wanted)
     say(f'done in {time.monotonic() - begin:.0f} s')
 
