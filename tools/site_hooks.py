@@ -21,6 +21,7 @@ PAGES = {
     'CHANGELOG.md': 'changelog.md',
     'CONTRIBUTING.md': 'contributing.md',
     'SECURITY.md': 'security.md',
+    'docker/README.md': 'docker.md',
     'configs/pretrain/README.md': 'configs/pretrain.md',
     'configs/cls/README.md': 'configs/cls.md',
     'configs/seg/README.md': 'configs/seg.md',
