@@ -86,7 +86,7 @@ setup(
         # TIFF with many bands or deep colors, and DICOM.
         'images': ['tifffile', 'imagecodecs', 'pydicom>=3'],
         # Lists in Parquet, data sets of Hugging Face, archives from S3 (s3fs) and the web (aiohttp).
-        'sources': ['aiohttp', 'datasets', 'fsspec', 'pyarrow', 's3fs'],
+        'sources': ['aiohttp', 'datasets>=4', 'fsspec', 'pyarrow', 's3fs'],
         'demo': ['scikit-learn'],
         'export': ['onnx'],
         # To read what is exported to it. Not part of `test`: the original mmpretrain cannot be imported beside it.
