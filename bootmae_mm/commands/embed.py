@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', nargs='+', help='image files, or folders of them')
     parser.add_argument('--to', required=True, metavar='FILE', help='file to write: .npy, .csv or .parquet')
     parser.add_argument('--tokens', choices=['mean', 'cls', 'patches'], default='mean', help='default: mean')
+    parser.add_argument('--plot', metavar='FILE', help='draw the images as points by t-SNE: .png, .svg or .pdf')
     parser.add_argument('--batch-size', type=int, default=64, help='images at a time (default: 64)')
     parser.add_argument('--workers', type=int, default=0, help='processes that read images (default: 0)')
     parser.add_argument('--devices', type=int, help='number of processes that compute (default: one for each GPU)')
@@ -58,4 +59,9 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise SystemExit(f'error: {error.name} is needed: pip install {error.name}') from error
     if int(os.environ.get('RANK', 0)) == 0:
+        if args.plot:
+            from bootmae_mm.visualization import draw_map
+
+            with errors_in_one_line():
+                draw_map(result.features, result.paths, args.plot)
         print(f'{len(result.paths)} images, features {result.features.shape} -> {args.to}', file=sys.stdout)

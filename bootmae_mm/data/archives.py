@@ -243,7 +243,9 @@ class ImageArchives(IndexedImages):
         extensions: Lower-case endings of images.
         cache: Folder for archives of URLs.
         verify: Compare the checksum of every image that is read (of ZIP, as TAR has none).
-        max_unreadable, max_images, unreadable_file: See :class:`UnlabeledImages`.
+        max_unreadable: See :class:`UnlabeledImages`.
+        max_images: See :class:`UnlabeledImages`.
+        unreadable_file: See :class:`UnlabeledImages`.
         **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ...).
 
     Raises:

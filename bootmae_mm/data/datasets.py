@@ -31,7 +31,9 @@ class ImageFolder(UnlabeledImages):
         column: Column of a table that has the paths.
         extensions: Lower-case endings of image files; by default the usual ones, or ``.npy`` and ``.dcm`` in a folder
             with nothing else.
-        max_unreadable, max_images, unreadable_file: See :class:`UnlabeledImages`.
+        max_unreadable: See :class:`UnlabeledImages`.
+        max_images: See :class:`UnlabeledImages`.
+        unreadable_file: See :class:`UnlabeledImages`.
         **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ...).
 
     Raises:

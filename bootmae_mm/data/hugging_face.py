@@ -25,7 +25,9 @@ class HuggingFaceImages(IndexedImages):
         split: Split to use.
         subset: Name of a configuration of the data set (``name`` of ``load_dataset``).
         column: Column with the images.
-        max_unreadable, max_images, unreadable_file: See :class:`UnlabeledImages`.
+        max_unreadable: See :class:`UnlabeledImages`.
+        max_images: See :class:`UnlabeledImages`.
+        unreadable_file: See :class:`UnlabeledImages`.
         **kwargs: Arguments of :class:`SeededDataset` and mmengine's ``BaseDataset`` (``pipeline``, ...).
 
     Raises:
