@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-gpu test-upstream lint lock parity docs clean
+.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-long test-gpu test-upstream lint lock parity docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ test: install  ## run the test suite
 
 test-faults: install  ## kill runs and damage their files: twenty random tries each (FORM=short: one)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
+
+test-long: install  ## run what the suite leaves out: larger models, more combinations, all of mmdet's and mmseg's
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m long --ignore tests/faults
 
 test-gpu: install  ## run the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu

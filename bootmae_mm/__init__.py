@@ -18,15 +18,15 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .engine.training import pretrain
-    from .features import embed, load_encoder
+    from .features import embed, load_encoder, probe
 
 check_requirements()
 register_stand_in()
 register_names()
 
-_FUNCTIONS = dict(pretrain='engine.training', embed='features', load_encoder='features')
+_FUNCTIONS = dict(pretrain='engine.training', embed='features', load_encoder='features', probe='features')
 
-__all__ = ['__version__', 'embed', 'load_encoder', 'pretrain']
+__all__ = ['__version__', 'embed', 'load_encoder', 'pretrain', 'probe']
 
 
 def __getattr__(name: str) -> Any:

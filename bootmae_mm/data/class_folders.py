@@ -26,7 +26,9 @@ class LabeledImages(NamedTuple):
     classes: list[str]
 
 
-def class_folders(root: str | Path, max_per_class: int) -> tuple[LabeledImages, LabeledImages]:
+def class_folders(
+    root: str | Path, max_per_class: int, max_images: int | None = MAX_IMAGES
+) -> tuple[LabeledImages, LabeledImages]:
     """Find labeled images below a folder.
 
     The folder has one folder for each class, or ``train`` and ``test`` (or ``val``) with one for each class. Without
@@ -35,7 +37,8 @@ def class_folders(root: str | Path, max_per_class: int) -> tuple[LabeledImages, 
     Args:
         root: The folder.
         max_per_class: Number of images of a class to use at most, in each of the two sets; fewer if there are so many
-            classes that a set would have more than :data:`MAX_IMAGES`.
+            classes that a set would have more than ``max_images``.
+        max_images: Number of images of a set at most; None for any number.
 
     Returns:
         Images to compare with, and images to classify.
@@ -49,10 +52,10 @@ def class_folders(root: str | Path, max_per_class: int) -> tuple[LabeledImages, 
         raise MissingFileError(f'no folder {root} of labeled images')
     for names in SPLITS:
         if all(_has_folders(root / name) for name in names):
-            train, test = (_of_classes(root / name, max_per_class) for name in names)
+            train, test = (_of_classes(root / name, max_per_class, max_images) for name in names)
             require(train.classes == test.classes, f'{root}: {names[0]} and {names[1]} have different classes')
             return train, test
-    everything = _of_classes(root, max_per_class * 2)
+    everything = _of_classes(root, max_per_class * 2, max_images)
     labels = np.array(everything.labels)
     chosen: list[int] = []
     for label in range(len(everything.classes)):
@@ -72,10 +75,11 @@ def _subset(images: LabeledImages, indices: Sequence[int]) -> LabeledImages:
     return LabeledImages([images.paths[i] for i in indices], [images.labels[i] for i in indices], images.classes)
 
 
-def _of_classes(root: Path, max_per_class: int) -> LabeledImages:
+def _of_classes(root: Path, max_per_class: int, max_images: int | None) -> LabeledImages:
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
     require(len(classes) > 1, f'{root} must have a folder for each of at least two classes, but has {classes}')
-    max_per_class = max(2, min(max_per_class, MAX_IMAGES // len(classes)))
+    if max_images is not None:
+        max_per_class = max(2, min(max_per_class, max_images // len(classes)))
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

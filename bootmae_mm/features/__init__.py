@@ -2,5 +2,6 @@
 
 from .embedding import Embeddings, embed
 from .encoder import Encoder, Tokens, load_encoder
+from .probing import probe
 
-__all__ = ['Embeddings', 'Encoder', 'Tokens', 'embed', 'load_encoder']
+__all__ = ['Embeddings', 'Encoder', 'Tokens', 'embed', 'load_encoder', 'probe']

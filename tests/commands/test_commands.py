@@ -77,24 +77,23 @@ def test_configs_are_listed_printed_and_inherited(bootmae, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_a_folder_of_images_to_features_and_an_export(image_folder, tmp_path):
-    """As a user calls it: each command in a process of its own, in another folder."""
-    script = [sys.executable, '-m', 'bootmae_mm']
+def test_from_a_folder_of_images_to_features_and_an_export(bootmae, image_folder, tmp_path, monkeypatch):
+    """As in the README, whose lines another test runs in processes of their own."""
+    monkeypatch.chdir(tmp_path)
     options = [f'{key}={value}' for key, value in tiny_options().items()]
-    train = [*script, 'train', '--data', image_folder, '--out', 'run', '--epochs', 2, '--batch-size', 4]
-    done = shell(*train, '--cfg-options', *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 'chosen for 8 images' in done.stdout and 'Epoch(train) [2][2/2]' in done.stdout
-    again = shell(*train, cwd=tmp_path)
-    assert again.returncode == 1 and 'run holds a run' in again.stderr
-    done = shell(*script, 'embed', 'run', image_folder, '--to', 'features.npy', cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.strip().endswith('8 images, features (8, 24) -> features.npy')
-    assert np.load(tmp_path / 'features.npy').std(axis=0).min() > 0
-    done = shell(*script, 'export', 'run', '--to', 'timm', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / 'run/epoch_2_timm/model.safetensors').is_file()
-    done = shell(*script, 'reconstruct', 'run', image_folder, '--out', 'pictures/all.png', cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / 'pictures/all.png').stat().st_size > 1000
+    train = ['train', '--data', image_folder, '--out', 'run', '--epochs', 2, '--batch-size', 4]
+    status, out, message = bootmae(*train, '--cfg-options', *options)
+    assert status == 0, message
+    assert 'chosen for 8 images' in out and 'Epoch(train) [2][2/2]' in out
+    status, _, message = bootmae(*train)
+    assert status == 1 and 'run holds a run' in message
+    status, out, _ = bootmae('embed', 'run', image_folder, '--to', 'features.npy', '--plot', 'map.png')
+    assert status == 0 and out.strip().endswith('8 images, features (8, 24) -> features.npy')
+    assert np.load('features.npy').std(axis=0).min() > 0 and Path('map.png').stat().st_size > 1000
+    assert bootmae('export', 'run', '--to', 'timm')[0] == 0 and Path('run/epoch_2_timm/model.safetensors').is_file()
+    for command in ('reconstruct', 'show'):
+        status, out, _ = bootmae(command, 'run', image_folder, '--out', f'pictures/{command}.png')
+        assert status == 0 and Path(f'pictures/{command}.png').stat().st_size > 1000
 
 
 def test_images_with_five_bands_from_their_statistics_to_features(bootmae, tmp_path):

@@ -78,7 +78,7 @@ def test_the_batch_fits_the_memory():
     assert fixed + batch * each <= 0.7 * 24 * 2**30 < fixed + 2 * batch * each
 
 
-@pytest.mark.parametrize('arch', ['t', 'b'])
+@pytest.mark.parametrize('arch', ['t', pytest.param('b', marks=pytest.mark.long)])
 def test_memory_is_what_autograd_keeps(arch):
     cfg = load_config(AUTO, {'model.backbone.arch': arch})
     model = MODELS.build(cfg.model)

@@ -79,7 +79,7 @@ print('heavy:', [name for name in ('mmpretrain', 'mmdet', 'mmengine.runner', 'ma
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
-@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('accumulate', [pytest.param(1, marks=pytest.mark.long), 2])
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, image_folder, accumulate):
     one = run_config(tmp_path / 'one.py', image_folder, batch_size=4, roll=1, accumulate=accumulate)
     two = run_config(tmp_path / 'two.py', image_folder, batch_size=2, roll=1, accumulate=accumulate)

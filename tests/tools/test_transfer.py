@@ -18,20 +18,20 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
+@pytest.fixture
+def checkpoint(tmp_path):
     """A pretraining checkpoint of the demo's model with initial weights."""
     cfg = Config.fromfile(ROOT / 'configs/pretrain/bootmae_vitt_digits.py')
     model = MODELS.build(cfg.model)
     model.init_weights()
-    path = tmp_path_factory.mktemp('pretrain') / 'epoch_1.pth'
+    path = tmp_path / 'epoch_1.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
     return path
 
 
-@pytest.fixture(scope='module')
-def demo(checkpoint, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('demo')
+@pytest.fixture
+def demo(checkpoint, tmp_path):
+    work_dir = tmp_path / 'demo'
     done = subprocess.run(
         [
             sys.executable,
@@ -49,7 +49,7 @@ def demo(checkpoint, tmp_path_factory):
     return work_dir, done.stdout + done.stderr
 
 
-def test_summary_and_pictures(demo):
+def check_summary_and_pictures(demo):
     work_dir, output = demo
     summary = json.loads((work_dir / 'summary.json').read_text())
     assert set(summary['tasks']) == {'classification', 'segmentation', 'detection'}
@@ -71,7 +71,7 @@ def fine_tuned(work_dir, task):
     return str(config), (folder / 'last_checkpoint').read_text()
 
 
-def test_classification_inferencer(demo):
+def check_classification_inferencer(demo):
     from mmpretrain import ImageClassificationInferencer
 
     allow_mmengine_checkpoints()
@@ -84,7 +84,7 @@ def test_classification_inferencer(demo):
     assert torch.equal(inferencer.model.state_dict()['backbone.ln2.weight'], state['backbone.ln2.weight'])
 
 
-def test_segmentation_inferencer(demo):
+def check_segmentation_inferencer(demo):
     from mmseg.apis import MMSegInferencer
 
     allow_mmengine_checkpoints()
@@ -97,7 +97,7 @@ def test_segmentation_inferencer(demo):
     assert torch.equal(inferencer.model.state_dict()[key], state[key])
 
 
-def test_detection_inferencer(demo):
+def check_detection_inferencer(demo):
     from mmdet.apis import DetInferencer
 
     allow_mmengine_checkpoints()
@@ -110,7 +110,7 @@ def test_detection_inferencer(demo):
     assert torch.equal(inferencer.model.state_dict()[key], state[key])
 
 
-def test_knn(demo, checkpoint, run_tool, tmp_path):
+def check_knn(demo, checkpoint, run_tool, tmp_path):
     arguments = ('knn.py', ROOT / 'configs/cls/bootmae_vitt_digits_knn.py', checkpoint)
     options = ('--cfg-options', f'data_root={demo[0] / "scenes_quick"}')
     status, out, message = run_tool(*arguments, '--k', 1, 5, '--out', tmp_path / 'knn.json', *options)
@@ -121,6 +121,15 @@ def test_knn(demo, checkpoint, run_tool, tmp_path):
     assert 'k =   1' in out and 0.05 < result['accuracy']['5'] < 1
     status, _, message = run_tool(*arguments[:2], tmp_path / 'none.pth', *options)
     assert status == 1 and 'no checkpoint' in message
+
+
+def test_a_quick_demo_and_what_reads_its_checkpoints(demo, checkpoint, run_tool, tmp_path):
+    """One test: the demo takes minutes, and would run once for each process of pytest."""
+    check_summary_and_pictures(demo)
+    check_classification_inferencer(demo)
+    check_segmentation_inferencer(demo)
+    check_detection_inferencer(demo)
+    check_knn(demo, checkpoint, run_tool, tmp_path)
 
 
 def test_scenes_from_the_command_line(run_tool, tmp_path):

@@ -1,0 +1,55 @@
+"""Classify labeled images by the frozen features of an encoder: what are they worth?
+
+Neighbors (kNN) and linear classifiers, beside the same encoder with random weights, and the pixels themselves.
+
+Examples:
+    bootmae probe run labeled/
+    bootmae probe hf-hub:timm/vit_small_patch16_224.dino labeled/ --labels 1 5 10 --out probe.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from .arguments import errors_in_one_line, trust_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument('checkpoint', help='checkpoint, or the folder of a run')
+    parser.add_argument('data', help='folder with a folder for each class, or with train and test of such folders')
+    parser.add_argument('--k', type=int, default=20, help='number of neighbors (default: 20)')
+    parser.add_argument('--labels', type=int, nargs='*', default=[1, 10], help='labels of a class (default: 1 10)')
+    parser.add_argument('--max-per-class', type=int, default=1000, help='images of a class (default: 1000)')
+    parser.add_argument('--no-baselines', action='store_true', help='leave out random weights and pixels')
+    parser.add_argument('--batch-size', type=int, default=64, help='images at a time (default: 64)')
+    parser.add_argument('--workers', type=int, default=0, help='processes that read images (default: 0)')
+    parser.add_argument('--prefix', help="prefix of the encoder's keys: backbone. (default) or teacher.")
+    parser.add_argument('--out', help='JSON file to write')
+    trust_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    with errors_in_one_line():
+        from bootmae_mm.features import probe
+
+        rows = probe(
+            args.checkpoint,
+            args.data,
+            args.k,
+            args.labels,
+            args.max_per_class,
+            not args.no_baselines,
+            args.batch_size,
+            args.workers,
+            args.prefix,
+        )
+    columns = list(next(iter(rows.values())))
+    print(' '.join([f'{"accuracy in %":16}', *(f'{column:>10}' for column in columns)]))
+    for name, values in rows.items():
+        print(' '.join([f'{name:16}', *(f'{values[column]:10.1f}' for column in columns)]))
+    if args.out:
+        Path(args.out).write_text(json.dumps(rows, indent=2) + '\n')
