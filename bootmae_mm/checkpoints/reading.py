@@ -20,6 +20,7 @@ from bootmae_mm.config import load_config
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import ConfigError, MissingFileError
 
+from .releases import OFFICIAL, official_url
 from .saved_config import config_of
 from .trust import is_trusted
 
@@ -69,7 +70,7 @@ def local_names(folder: Path) -> list[str]:
 
 
 def local_file(path: str | Path) -> Path:
-    """The file at a path, in a folder of transformers or timm, behind a URL or on the Hugging Face hub.
+    """The file at a path, in a folder of transformers or timm, behind a URL, on the hub, or of the authors by name.
 
     What is downloaded is kept: in torch's cache, or that of the hub.
 
@@ -78,6 +79,8 @@ def local_file(path: str | Path) -> Path:
         ConfigError: If the URL cannot be read.
     """
     text = str(path)
+    if text.startswith(OFFICIAL):
+        text = official_url(text.removeprefix(OFFICIAL))
     if text.startswith(HUB):
         return _from_hub(text.removeprefix(HUB))
     if text.startswith(('http://', 'https://')):

@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'with {000..123}); hf://ORG/NAME',
     )
     parser.add_argument('--model', help='vit_tiny, vit_small (default), vit_base, vit_large, vit_huge; or vit_small/8')
-    parser.add_argument('--init', metavar='WEIGHTS', help='start from an encoder: file, folder, URL, hf-hub:ORG/NAME')
+    parser.add_argument(
+        '--init',
+        metavar='WEIGHTS',
+        help='start from an encoder: file, folder, URL, hf-hub:ORG/NAME, official:bootmae_vitb',
+    )
     parser.add_argument('--epochs', type=int, help='number of epochs')
     parser.add_argument('--batch-size', type=int, help='images of a process and iteration')
     parser.add_argument('--probe', metavar='FOLDER', help='folder of labeled images, to classify them during the run')
