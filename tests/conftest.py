@@ -33,18 +33,13 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope='session', autouse=True)
-def cached_config_texts():
-    """Cache formatted configs: mmengine formats a Runner's config for every log, checkpoint and copy of it."""
-    texts: dict[str, tuple] = {}
+def unformatted_config_texts():
+    """Leave the texts of configs as they are: mmengine formats them for every log, checkpoint and copy of a run.
+
+    That would be a third of the time of tiny runs. In processes of their own, runs format them.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        plain = yapf_api.FormatCode
-
-        def cached(text, **options):
-            if text not in texts:
-                texts[text] = plain(text, **options)
-            return texts[text]
-
-        patch.setattr(yapf_api, 'FormatCode', cached)
+        patch.setattr(yapf_api, 'FormatCode', lambda text, **options: (text, True))
         yield
 
 
@@ -178,16 +173,18 @@ param_scheduler = [
 train_cfg = dict(by_epoch=True, max_epochs={epochs})
 default_hooks = dict(
     ema=dict(decay=[(0, 0.5), (2, 0.9)]), feature_weight=dict(weight=0.7, ramp=0.5), logger=dict(interval=1),
-    checkpoint=dict(interval=1, max_keep_ckpts=-1), reconstruction=dict(interval=2, num_images=2))
+    checkpoint=dict(interval=1, max_keep_ckpts=-1), reconstruction=dict(interval=2, num_images=2),
+    {summary})
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='bootmae_mm.LocalVisBackend')])
 """
 
 
-def run_config(path: Path, data: Path, model: dict | None = None, **options) -> Path:
-    """Write the config of a tiny run; return its path."""
+def run_config(path: Path, data: Path, model: dict | None = None, summary: bool = False, **options) -> Path:
+    """Write the config of a tiny run, which draws curves and a report only with ``summary``; return its path."""
     values = dict(roll=4, batch_size=4, workers=0, accumulate=1, epochs=3)
     values.update(options)
-    path.write_text(RUN_CONFIG.format(root=ROOT, data=str(data), model=model or tiny_config(), **values))
+    values.update(model=model or tiny_config(), summary='' if summary else 'curves=None, report=None')
+    path.write_text(RUN_CONFIG.format(root=ROOT, data=str(data), **values))
     return path
 
 

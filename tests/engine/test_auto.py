@@ -182,4 +182,6 @@ def tiny_options() -> dict:
         'img_size': 32,
         'patch_size': 8,
         'visualizer.vis_backends': [dict(type='bootmae_mm.LocalVisBackend')],
+        'default_hooks.curves': None,
+        'default_hooks.report': None,
     }

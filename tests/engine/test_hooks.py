@@ -164,7 +164,7 @@ def test_pictures_do_not_change_the_random_state(tmp_path, image_folder):
 
 
 def test_pictures_during_training(tmp_path, image_folder):
-    runner = make_runner(tmp_path, image_folder)
+    runner = make_runner(tmp_path, image_folder, summary=True)
     runner.train()
     pictures = sorted(path.name for path in (tmp_path / 'work').glob('*/vis_data/vis_image/*'))
     wanted = ['features_2.png', 'features_3.png', 'reconstruction_2.png', 'reconstruction_3.png']
@@ -175,7 +175,7 @@ def test_pictures_during_training(tmp_path, image_folder):
 
 
 def test_curves_that_cannot_be_written_do_not_end_the_run(tmp_path, image_folder):
-    runner = make_runner(tmp_path, image_folder)
+    runner = make_runner(tmp_path, image_folder, summary=True)
     (tmp_path / 'work/curves.png').mkdir()
     runner.train()
     assert (tmp_path / 'work/epoch_3.pth').is_file()

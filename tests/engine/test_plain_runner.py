@@ -13,7 +13,7 @@ from tests.conftest import run_config
 @pytest.mark.slow
 def test_weights_are_bit_equal_after_two_epochs(tmp_path, image_folder):
     options = {'train_cfg.max_epochs': 2}
-    config = run_config(tmp_path / 'config.py', image_folder, epochs=2)
+    config = run_config(tmp_path / 'config.py', image_folder, summary=True, epochs=2)
     cfg = read_config(str(config), options, str(tmp_path / 'ours'))
     with work_dir_of(cfg):
         start(cfg)

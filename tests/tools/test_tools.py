@@ -116,7 +116,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, image_folder, ac
 
 @pytest.mark.slow
 def test_train_resume_and_reconstruct(tmp_path, image_folder, run_tool):
-    config = run_config(tmp_path / 'config.py', image_folder, epochs=2)
+    config = run_config(tmp_path / 'config.py', image_folder, summary=True, epochs=2)
     arguments = [config, '--work-dir', tmp_path / 'work', '--amp', '--auto-scale-lr']
     status, _, message = run_tool('train.py', *arguments)
     assert status == 1 and 'has no auto_scale_lr' in message
