@@ -125,7 +125,7 @@ def test_local_files_are_written_again_once_there_is_room(tmp_path, image_folder
     with monkeypatch.context() as patch:
         runner.train()
     assert runner.epoch == 3 and (tmp_path / 'work/epoch_3.pth').is_file()
-    # Two iterations and a picture per epoch.
+    # Two iterations and two pictures per epoch.
     assert [entry['step'] for entry in read_scalars(tmp_path / 'work')] == [1, 2, 5, 6]
     pictures = sorted(path.name for path in (tmp_path / 'work').glob('*/vis_data/vis_image/*'))
     assert pictures == [f'{name}_{epoch}.png' for name in ('features', 'reconstruction') for epoch in (1, 3)]
