@@ -42,6 +42,13 @@ def cfg_options_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def channels_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--channels``, for commands that draw images."""
+    parser.add_argument(
+        '--channels', type=int, nargs='+', help='one or three channels to show (default: the first three)'
+    )
+
+
 def trust_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust-checkpoint``, for commands that read checkpoints."""
     parser.add_argument(

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import cfg_options_argument
+from .arguments import cfg_options_argument, channels_argument
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='browse', metavar='FOLDER', help='folder for the pictures (default: browse)')
     parser.add_argument('--max-images', type=int, default=16, help='number of samples (default: 16)')
     parser.add_argument('--seed', type=int, help="seed of order, crops and masks (default: the config's, or 0)")
-    parser.add_argument(
-        '--channels', type=int, nargs='+', help='one or three channels to show (default: the first three)'
-    )
+    channels_argument(parser)
     cfg_options_argument(parser)
 
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import errors_in_one_line, trust_argument
+from .arguments import channels_argument, errors_in_one_line, trust_argument
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--config', help='config to build the model from, instead of the one in the checkpoint')
     parser.add_argument('--out', default='reconstruction.png', help='picture to write')
     parser.add_argument('--seed', type=int, default=0, help='seed of the masks')
-    parser.add_argument(
-        '--channels', type=int, nargs='+', help='one or three channels to show (default: the first three)'
-    )
+    channels_argument(parser)
     parser.add_argument('--max-images', type=int, default=16, help='draw only the first MAX_IMAGES images')
     trust_argument(parser)
 
@@ -61,7 +59,7 @@ def loading_step(cfg: Config) -> dict:
 
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or []
     for step in pipeline:
-        if step['type'].endswith(('LoadImage', 'LoadImageFromFile')):
+        if step['type'].endswith(('LoadImage', 'LoadRGB', 'LoadImageFromFile')):
             check_types(step)
             return {key: value for key, value in step.items() if key != 'crop_size'}  # only for a warning
     return dict(type='bootmae_mm.LoadImage', channels=cfg.model.backbone.get('in_channels', 3))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import errors_in_one_line, trust_argument
+from .arguments import channels_argument, errors_in_one_line, trust_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', nargs='+', help='image files, or folders of them')
     parser.add_argument('--out', default='features.png', help='picture to write (default: features.png)')
     parser.add_argument('--max-images', type=int, default=8, help='draw only the first MAX_IMAGES images (default: 8)')
-    parser.add_argument(
-        '--channels', type=int, nargs='+', help='one or three channels to show (default: the first three)'
-    )
+    channels_argument(parser)
     parser.add_argument('--prefix', help="prefix of the encoder's keys: backbone. (default) or teacher.")
     trust_argument(parser)
 

@@ -60,6 +60,7 @@ class _WaitingFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """The spec that others find, whose loader adds the entry."""
         if fullname not in self.waiting:
             return None
         add = self.waiting.pop(fullname)  # so that the search below does not come here

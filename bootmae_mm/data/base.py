@@ -82,7 +82,7 @@ class UnlabeledImages(SeededDataset):
                 self._note_unreadable(position, error)
             position = (position + 1) % len(self)  # the next image, with the seed of this one
             idx = SeededIndex(position, idx.key) if isinstance(idx, SeededIndex) else position
-        raise ConfigError(f'none of the {len(self)} images in {self.data_root} can be read')
+        raise ConfigError(f'none of the {len(self)} images can be read, such as {self.get_data_info(0)["img_path"]}')
 
     def _note_unreadable(self, position: int, error: UnreadableImageError) -> None:
         if not self._unreadable[position]:

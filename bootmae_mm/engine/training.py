@@ -26,7 +26,7 @@ from .launch import launched_rank, prepare, read_config
 from .recovery import choose_start, latest_checkpoint, lock
 from .runner import Runner
 
-HUB = 'hf://'  # before the name of a data set on the Hugging Face hub
+DATA_HUB = 'hf://'  # before the name of a data set on the Hugging Face hub
 AUTO_CONFIG = 'bootmae_mm::pretrain/bootmae_auto.py'
 MODELS = dict(vit_tiny='t', vit_small='s', vit_base='b', vit_large='l', vit_huge='h')
 
@@ -166,13 +166,13 @@ def data_options(data: str) -> dict[str, Any]:
         MissingFileError: If there is no such file or folder.
     """
     path = Path(data)
-    if data.startswith(HUB):
-        kind = {'type': 'bootmae_mm.HuggingFaceImages'}
-        root = data.removeprefix(HUB).removeprefix('datasets/')
+    if data.startswith(DATA_HUB):
+        kind = {'type': 'bootmae_mm.HuggingFaceImages', 'folder': ''}
+        root = data.removeprefix(DATA_HUB).removeprefix('datasets/')
     elif is_archives(data):
-        kind, root = {'type': 'bootmae_mm.ImageArchives'}, data
+        kind, root = {'type': 'bootmae_mm.ImageArchives', 'folder': ''}, data
     elif path.is_file() and path.suffix.lower() in LISTS:
-        kind, root = {'ann_file': data}, str(path.resolve().parent)
+        kind, root = {'ann_file': data, 'folder': ''}, str(path.resolve().parent)
     elif path.is_dir():
         kind, root = {}, data
     else:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mmengine.config import Config
 
 from bootmae_mm.checkpoints.reading import load_file
@@ -59,49 +60,54 @@ def model_card(
     """
     require(target in TARGETS, f'a model card is for {" or ".join(TARGETS)}, not {target!r}')
     check_repo(repo)
-    height, width = encoder.img_size
+    cfg, meta = _run_of(checkpoint)
+    head = dict(
+        library_name=TARGETS[target],
+        license=license or 'other',
+        pipeline_tag='image-feature-extraction',
+        tags=['vision-transformer', 'self-supervised-learning', 'masked-image-modeling', 'bootmae'],
+    )
+    license_lines = [license or 'Not stated.']
+    if cfg is not None and cfg.get('init'):
+        license_lines += [
+            '',
+            f'Training started from `{_public(cfg.init)}`; the license of those weights applies, too.',
+        ]
+    parts = [
+        ['---', yaml.safe_dump(head, sort_keys=False) + '---'],
+        [f'# {repo.split("/")[1]}', '', *_about_model(repo, target, encoder, _is_pretraining(cfg))],
+        ['## Images', '', about or 'The images it was trained on are not stated.', '', *_about_values(preprocessing)],
+        ['## Training', '', *_recipe(cfg, meta)],
+        ['## Results', '', *_results(Path(checkpoint))],
+        ['## License', '', *license_lines],
+    ]
+    return '\n\n'.join('\n'.join(lines) for lines in parts) + '\n'
+
+
+def _about_model(repo: str, target: str, encoder: BootMAEViT, is_pretrained: bool) -> list[str]:
+    arch, (height, width) = encoder.arch_settings, encoder.img_size
     weights = sum(parameter.numel() for parameter in encoder.parameters())
     patches = encoder.grid_size[0] * encoder.grid_size[1]
-    arch = encoder.arch_settings
-    loading = LOADING[target].format(repo=repo, dims=arch['embed_dims'], patches=patches)
-    cfg, meta = _run_of(checkpoint)
-    started = cfg.get('init') if cfg is not None else None
-    lines = [
-        '---',
-        f'library_name: {TARGETS[target]}',
-        f'license: {license or "other"}',
-        'pipeline_tag: image-feature-extraction',
-        'tags: [vision-transformer, self-supervised-learning, masked-image-modeling, bootmae]',
-        '---',
-        '',
-        f'# {repo.split("/")[1]}',
-        '',
+    trained = 'Trained with [BootMAE](https://arxiv.org/abs/2207.07116) by' if is_pretrained else 'Weights exported by'
+    return [
         f'A vision transformer: {arch["num_layers"]} blocks, {arch["embed_dims"]} wide, {arch["num_heads"]} heads, '
         f'patches of {encoder.patch_size} pixels, images of {height} x {width} with '
         f'{encoder.patch_embed.projection.in_channels} channel(s), {weights:,} weights.',
-        'Pretrained without labels by [BootMAE](https://arxiv.org/abs/2207.07116) with bootmae_mm '
-        f'{__version__}; gives features of images and of their patches, no classes.',
+        f'{trained} bootmae_mm {__version__}; gives features of images and of their patches, no classes.',
         '',
         '```python',
-        loading,
+        LOADING[target].format(repo=repo, dims=arch['embed_dims'], patches=patches),
         '```',
-        '',
-        '## Images',
-        '',
-        about or 'The images it was trained on are not stated.',
-        '',
-        f'Normalized by mean {_numbers(preprocessing.mean)} and std {_numbers(preprocessing.std)} (scale 0..1).',
     ]
+
+
+def _about_values(preprocessing: Preprocessing) -> list[str]:
+    lines = [f'Normalized by mean {_numbers(preprocessing.mean)} and std {_numbers(preprocessing.std)} (scale 0..1).']
     if preprocessing.value_range is not None:
         lines.append(f'Values {preprocessing.value_range} of the files became 0 and 1.')
     if preprocessing.bands is not None:
         lines.append(f'Channels {list(preprocessing.bands)} of the files were used, counted from 0.')
-    lines += ['', '## Training', '', *_recipe(cfg, meta)]
-    lines += ['', '## Results', '', *_results(Path(checkpoint))]
-    lines += ['', '## License', '', license or 'Not stated.']
-    if started:
-        lines += ['', f'Training started from `{started}`; the license of those weights applies, too.']
-    return '\n'.join(lines) + '\n'
+    return lines
 
 
 def check_repo(repo: str) -> None:
@@ -143,6 +149,11 @@ def push(folder: str | Path, repo: str, private: bool = False) -> str:
     return str(url)
 
 
+def _public(init: str) -> str:
+    """Where weights come from, without the folders of a machine."""
+    return init if re.match(r'(hf-hub:|official:|https?://)', init) else Path(init).name
+
+
 def _numbers(values: tuple[float, ...]) -> str:
     return '(' + ', '.join(f'{value:.4g}' for value in values) + ')'
 
@@ -153,6 +164,11 @@ def _run_of(checkpoint: str | Path) -> tuple[Config | None, dict[str, Any]]:
     if saved_config(found) is None:
         return None, {}
     return config_of(found), found.get('meta') or {}
+
+
+def _is_pretraining(cfg: Config | None) -> bool:
+    """Whether a run is one of BootMAE, not of fine-tuning or of another program."""
+    return cfg is not None and str(cfg.model.get('type', '')).endswith('BootMAE')
 
 
 def _recipe(cfg: Config | None, meta: dict[str, Any]) -> list[str]:
@@ -168,10 +184,11 @@ def _recipe(cfg: Config | None, meta: dict[str, Any]) -> list[str]:
         'batch': f'{cfg.train_dataloader.batch_size} images of a process'
         + (f' x {counts} accumulated' if counts > 1 else ''),
         'optimizer': f'{optimizer.type}, lr {optimizer.lr:.3g}, weight decay {optimizer.get("weight_decay", 0)}',
-        'targets': ', '.join(branches),
-        'masks': f'{masking.get("strategy", masking.get("type", "mix"))}, ratio {masking.get("ratio", 0.75)}',
-        'started from': cfg.get('init') or 'random weights',
     }
+    if _is_pretraining(cfg):
+        rows['targets'] = ', '.join(branches)
+        rows['masks'] = f'{masking.get("strategy", masking.get("type", "mix"))}, ratio {masking.get("ratio", 0.75)}'
+        rows['started from'] = _public(cfg.init) if cfg.get('init') else 'random weights'
     return ['| | |', '|---|---|', *(f'| {key} | {value} |' for key, value in rows.items())]
 
 

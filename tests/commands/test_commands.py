@@ -11,6 +11,7 @@ from mmengine import Config
 
 import bootmae_mm
 from bootmae_mm import commands
+from bootmae_mm.commands.reconstruct import loading_step
 from bootmae_mm.engine.training import as_text
 from bootmae_mm.options import parse_value
 from bootmae_mm.validation import ConfigError, MissingFileError
@@ -84,7 +85,9 @@ def test_from_a_folder_of_images_to_features_and_an_export(bootmae, image_folder
     train = ['train', '--data', image_folder, '--out', 'run', '--epochs', 2, '--batch-size', 4]
     status, out, message = bootmae(*train, '--cfg-options', *options)
     assert status == 0, message
-    assert 'chosen for 8 images' in out and 'Epoch(train) [2][2/2]' in out
+    assert 'Epoch(train) [2][2/2]' in out
+    (log,) = Path('run').glob('*/*.log')
+    assert 'chosen for 8 images' in log.read_text()
     status, _, message = bootmae(*train)
     assert status == 1 and 'run holds a run' in message
     status, out, _ = bootmae('embed', 'run', image_folder, '--to', 'features.npy', '--plot', 'map.png')
@@ -121,6 +124,12 @@ def test_images_with_five_bands_from_their_statistics_to_features(bootmae, tmp_p
         bootmae('stats', tmp_path / 'images', '--out', 'x.txt')[2]
         == 'error: --out must be a config (.py), but is x.txt'
     )
+
+
+def test_reconstruct_reads_files_as_older_runs_did():
+    step = dict(type='bootmae_mm.LoadRGB', value_range=12, crop_size=8)
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(pipeline=[step]))))
+    assert loading_step(cfg) == dict(type='bootmae_mm.LoadRGB', value_range=12)
 
 
 def test_the_python_functions_do_the_same(image_folder, tmp_path):

@@ -86,7 +86,8 @@ def test_options_that_nothing_reads():
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[a-z]*/**/*.py')), ids=lambda path: path.stem)
 def test_every_config_of_the_project_loads(path):
-    load_config(path)
+    cfg = load_config(path)
+    assert {'model', 'default_scope'} <= set(cfg) and ('test_dataloader' in cfg or 'knn' in cfg)
 
 
 @pytest.mark.parametrize(

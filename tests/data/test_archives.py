@@ -109,7 +109,9 @@ def test_what_is_taken_for_archives(tmp_path, images):
     assert data_options('hf://datasets/ORG/NAME') == {
         'data_root': 'ORG/NAME',
         'train_dataloader.dataset.type': 'bootmae_mm.HuggingFaceImages',
+        'train_dataloader.dataset.folder': '',  # ImageNet's configs have one
         'test_dataloader.dataset.type': 'bootmae_mm.HuggingFaceImages',
+        'test_dataloader.dataset.folder': '',
     }
 
 

@@ -77,6 +77,17 @@ def test_the_code_of_the_card_runs(run, run_tool, target, monkeypatch):
     assert names['features'].shape == (1, 24) and names['features'].std() > 0
 
 
+def test_no_folder_of_the_machine_is_in_the_card(run, run_tool):
+    checkpoint = torch.load(run / 'epoch_7.pth')
+    checkpoint['meta']['cfg'] = checkpoint['meta']['cfg'].replace(RUN['init'], '/home/me/weights.pth')
+    torch.save(checkpoint, run / 'epoch_7.pth')
+    options = ['--push', 'me/birds', '--dry-run', '--license', 'mine: see below']
+    status, _, message = run_tool('export.py', run, '--to', 'timm', '--out', run / 'out', *options)
+    card = (run / 'out/README.md').read_text()
+    assert status == 0 and card.count('weights.pth') == 2 and '/home' not in card and str(run) not in card, message
+    assert yaml.safe_load(card.split('---')[1])['license'] == 'mine: see below'
+
+
 def test_an_upload_creates_the_model_and_sends_the_folder(run, run_tool, monkeypatch):
     calls = []
     monkeypatch.setattr(

@@ -28,7 +28,7 @@ def test_a_short_demo(tmp_path, run_tool):
     assert 'tools/train.py' in out
 
     events = EventAccumulator(str(next((tmp_path / 'demo').glob('*/vis_data')))).Reload()
-    assert events.Tags()['images'] == ['reconstruction']
+    assert events.Tags()['images'] == ['reconstruction', 'features']
     assert {'loss', 'pixel_loss', 'feature_loss', 'lr', 'ema_decay', 'grad_norm'} <= set(events.Tags()['scalars'])
     assert [event.step for event in events.Scalars('loss')] == [20, 40, 60]
 
