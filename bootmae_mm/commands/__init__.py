@@ -23,6 +23,7 @@ COMMANDS = {
     'embed': 'write the features of images to a file',
     'probe': 'classify labeled images by the features of an encoder',
     'knn': 'probe an encoder with k nearest neighbors, by a config',
+    'study': 'run configs x seeds, probe each, and compare them in a table',
     'browse': 'draw training samples with their masks, before a run',
     'show': 'draw the features of images as colors, and what the class token attends to',
     'reconstruct': 'draw what a checkpoint reconstructs of masked images',

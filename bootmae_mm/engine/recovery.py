@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from pathlib import Path
 from typing import IO
 
@@ -141,6 +142,28 @@ def choose_start(cfg: Config, resume: str | None, restarted: bool) -> None:
     if cfg.resume and found is None:
         reason = wrong_checksum(Path(cfg.load_from))
         require(reason is None, f'checkpoint {cfg.load_from} is damaged: {reason}')
+
+
+def wait_until_free(work_dir: str | Path, seconds: float = 150.0) -> None:
+    """Wait for a run that has the lock of a work_dir, such as one that saves a checkpoint before it ends.
+
+    Args:
+        work_dir: Work_dir of the run; it need not exist.
+        seconds: Time to wait at most.
+
+    Raises:
+        ConfigError: If the run still has the lock then.
+    """
+    path, end = Path(work_dir) / LOCK, time.monotonic() + seconds
+    while path.is_file():
+        with open(path, 'a+', encoding='utf-8') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                require(time.monotonic() < end, f'another run ({file.read().strip()}) uses {work_dir}')
+        time.sleep(0.2)
 
 
 def _has_started(work_dir: str | Path, restarted: bool) -> bool:

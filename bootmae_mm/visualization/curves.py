@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -18,12 +19,15 @@ GROUPS = (
 )
 
 
-def read_scalars(work_dir: str | Path, run: str = '*') -> list[dict]:
+def read_scalars(
+    work_dir: str | Path, run: str = '*', names: Sequence[str] = ('loss', 'probe_knn', 'probe_linear')
+) -> list[dict]:
     """Read the scalars that mmengine's local visualizer wrote below a work_dir.
 
     Args:
         work_dir: Work_dir of one or several runs.
         run: Timestamp of a run; all by default. Where runs overlap (after a resume), the later one counts.
+        names: Scalars of which an entry must have one.
 
     Returns:
         One dict per entry of the log, sorted by ``step``.
@@ -35,7 +39,7 @@ def read_scalars(work_dir: str | Path, run: str = '*') -> list[dict]:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # half a line, of a killed run or a full disk
                 continue
-            if 'step' in entry and ('loss' in entry or any(name.startswith('probe_') for name in entry)):
+            if 'step' in entry and any(name in entry for name in names):
                 by_step[entry['step']] = {**by_step.get(entry['step'], {}), **entry}
     return [by_step[step] for step in sorted(by_step)]
 
