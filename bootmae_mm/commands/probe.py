@@ -1,6 +1,7 @@
 """Classify labeled images by the frozen features of an encoder: what are they worth?
 
-Neighbors (kNN) and linear classifiers, beside the same encoder with random weights, and the pixels themselves.
+Neighbors (kNN) and linear classifiers, beside the same encoder with random weights, and the pixels themselves; with
+--finetune also the whole encoder, fine-tuned on a few labels.
 
 Examples:
     bootmae probe run labeled/
@@ -24,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--labels', type=int, nargs='*', default=[1, 10], help='labels of a class (default: 1 10)')
     parser.add_argument('--max-per-class', type=int, default=1000, help='images of a class (default: 1000)')
     parser.add_argument('--no-baselines', action='store_true', help='leave out random weights and pixels')
+    parser.add_argument(
+        '--finetune', type=int, nargs='+', default=[], metavar='LABELS', help='also fine-tune on so many of a class'
+    )
+    parser.add_argument('--steps', type=int, default=400, help='steps of fine-tuning (default: 400)')
+    parser.add_argument('--flip', action='store_true', help='mirror half of the images in fine-tuning')
+    parser.add_argument('--draws', type=int, default=1, help='draws of labels for --finetune (default: 1)')
     parser.add_argument('--batch-size', type=int, default=64, help='images at a time (default: 64)')
     parser.add_argument('--workers', type=int, default=0, help='processes that read images (default: 0)')
     parser.add_argument('--prefix', help="prefix of the encoder's keys: backbone. (default) or teacher.")
@@ -43,13 +50,17 @@ def run(args: argparse.Namespace) -> None:
             args.labels,
             args.max_per_class,
             not args.no_baselines,
+            args.finetune,
+            dict(steps=args.steps, flip=args.flip),
+            args.draws,
             args.batch_size,
             args.workers,
             args.prefix,
         )
     columns = list(next(iter(rows.values())))
-    print(' '.join([f'{"accuracy in %":16}', *(f'{column:>10}' for column in columns)]))
+    print('  '.join([f'{"accuracy in %":16}', *(f'{column:>9}' for column in columns)]))
     for name, values in rows.items():
-        print(' '.join([f'{name:16}', *(f'{values[column]:10.1f}' for column in columns)]))
+        cells = (f'{values[column]:.1f}' if column in values else '' for column in columns)
+        print('  '.join([f'{name:16}', *(f'{cell:>{max(9, len(column))}}' for cell, column in zip(cells, columns))]))
     if args.out:
         Path(args.out).write_text(json.dumps(rows, indent=2) + '\n')

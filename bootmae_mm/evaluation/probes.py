@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from bootmae_mm.validation import require
 
+from .finetuning import draw_labels
+
 
 @torch.no_grad()
 def pooled_features(backbone: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -91,7 +93,7 @@ def linear_accuracy(
     test: Tensor,
     test_labels: Tensor,
     labels_per_class: int | None = None,
-    seeds: int = 5,
+    seeds: Sequence[int] = range(5),
 ) -> float:
     """Accuracy of logistic regression on standardized features (scikit-learn's, C = 1).
 
@@ -101,7 +103,7 @@ def linear_accuracy(
         test: (K, D).
         test_labels: (K,), int64.
         labels_per_class: Number of labels per class to use, drawn with each seed; all by default.
-        seeds: Number of draws to average.
+        seeds: Seeds of the draws to average.
 
     Returns:
         Share of correctly classified test images, in 0..1.
@@ -112,11 +114,8 @@ def linear_accuracy(
 
     x, y, labels = train.numpy(), train_labels.numpy(), test_labels.numpy()
     scores = []
-    for seed in range(seeds if labels_per_class else 1):  # nothing to draw with all labels
-        chosen = np.arange(len(y))
-        if labels_per_class:
-            rng = np.random.RandomState(seed)
-            chosen = np.concatenate([rng.permutation(np.flatnonzero(y == c))[:labels_per_class] for c in np.unique(y)])
+    for seed in seeds if labels_per_class else [0]:  # nothing to draw with all labels
+        chosen = draw_labels(y, labels_per_class, seed)
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         classifier.fit(x[chosen], y[chosen])
         scores.append(float((classifier.predict(test.numpy()) == labels).mean()))

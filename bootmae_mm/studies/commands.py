@@ -30,11 +30,13 @@ def command_of(study: Study, job: Job, slot: Slot) -> list[str]:
     else:
         checkpoint, given = checkpoint_of(study, job), job.probe.given
         if job.probe.config is None:
-            labels = list(map(str, given.labels_per_class))
-            return [
-                *[*bootmae, 'probe', checkpoint, str(job.probe.data), '--no-baselines', '--k', str(given.k)],
-                *['--max-per-class', str(given.max_per_class), '--out', str(folder / PROBE), '--labels', *labels],
-            ]
+            command = [*bootmae, 'probe', checkpoint, str(job.probe.data), '--no-baselines', '--k', str(given.k)]
+            command += ['--max-per-class', str(given.max_per_class), '--out', str(folder / PROBE)]
+            command += ['--labels', *map(str, given.labels_per_class)]
+            if given.finetune:
+                command += ['--finetune', *map(str, given.finetune), '--steps', str(given.steps)]
+                command += ['--draws', str(given.draws), *(['--flip'] if given.flip else [])]
+            return command
         config = job.probe.config
         options = {**given.options, given.checkpoint_key: checkpoint, 'randomness.seed': job.seed}
         options |= {} if job.probe.data is None else {'data_root': job.probe.data}

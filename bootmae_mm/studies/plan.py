@@ -52,6 +52,10 @@ class ProbeOptions(Options):
         k: Number of neighbors.
         labels_per_class: Numbers of labels of each class for linear classifiers.
         max_per_class: Number of images of a class at most, in each of the two sets.
+        finetune: Numbers of labels of each class to fine-tune the whole encoder with.
+        steps: Steps of this fine-tuning.
+        flip: Mirror half of the images in it.
+        draws: Draws of labels for it.
         config: Config that fine-tunes and validates, relative to the study file.
         metric: Key of the result in its log, such as ``mIoU``; the last value counts.
         options: Keys of the config, dotted.
@@ -65,6 +69,10 @@ class ProbeOptions(Options):
     k: Count = 20
     labels_per_class: list[Count] = Field(default_factory=lambda: [1, 10])
     max_per_class: Count = 1000
+    finetune: list[Count] = Field(default_factory=list)
+    steps: Count = 400
+    flip: bool = False
+    draws: Count = 1
     config: str | None = None
     metric: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)

@@ -80,3 +80,13 @@ def test_from_the_command_line(tmp_path, run_tool):
         bootmae_mm.probe(tmp_path / 'nothing.pth', data)
     with pytest.raises(ConfigError, match='k must be greater than or equal to 1'):
         bootmae_mm.probe(path, data, k=0)
+
+
+def test_fine_tuning_beside_the_frozen_features(tmp_path):
+    path, data = write_checkpoint(tmp_path / 'run')[0], write_classes(tmp_path / 'data')
+    options = dict(k=5, labels_per_class=(), finetune=(1, 4), recipe=dict(steps=12), draws=2)
+    found = bootmae_mm.probe(path, data, **options)
+    assert list(found['features']) == ['kNN', 'linear', 'fine-tuned, 1 label', 'fine-tuned, 4 labels']
+    assert set(found['random weights']) == set(found['features'])
+    assert set(found['pixels']) == {'kNN', 'linear'}
+    assert found['features']['fine-tuned, 4 labels'] >= 75

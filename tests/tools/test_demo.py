@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from mmengine import Config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -11,7 +12,7 @@ from tests.conftest import ROOT
 
 @pytest.mark.slow
 def test_a_short_demo(tmp_path, run_tool):
-    status, out, message = run_tool('demo.py', '--work-dir', tmp_path / 'demo', '--epochs', 3)
+    status, out, message = run_tool('demo.py', '--work-dir', tmp_path / 'demo', '--epochs', 3, '--finetune-steps', 5)
     assert status == 0, message
     summary = json.loads((tmp_path / 'demo/summary.json').read_text())
     accuracy = summary['accuracy_percent']
@@ -22,7 +23,12 @@ def test_a_short_demo(tmp_path, run_tool):
         assert all(10 < value <= 100 for value in row.values())
     assert summary['steps'] == 60 and summary['images'] == dict(train=1297, test=500)
     assert summary['losses']['last']['pixel_loss'] < summary['losses']['first']['pixel_loss']
-    for name in ('reconstruction.png', 'curves.png'):
+    few = summary['few_labels_percent']
+    assert list(few) == ['pretrained, fine-tuned', 'from scratch', 'raw pixels, linear']
+    assert all(list(row) == ['1', '2', '5', '10'] and all(len(v) == 3 for v in row.values()) for row in few.values())
+    assert 84 < np.mean(few['raw pixels, linear']['10']) < 90  # known, as above
+    assert 'Fine-tuning with few labels: 24 of 24' in out
+    for name in ('few_labels.png', 'reconstruction.png', 'curves.png'):
         assert (tmp_path / 'demo' / name).stat().st_size > 5000
         assert name in out
     assert 'tools/train.py' in out
