@@ -3,7 +3,8 @@
 These are the first samples of a run on one process with this seed; after its first batch, masks have another roll.
 
 Examples:
-    bootmae browse bootmae_mm::pretrain/bootmae_vitb.py --cfg-options data_root=data/imagenet --out browse
+    bootmae browse --data images/
+    bootmae browse bootmae_mm::pretrain/bootmae_vitb.py --data data/imagenet --out browse
     bootmae browse mine.py --max-images 64 --seed 1
 """
 
@@ -23,7 +24,8 @@ ROWS = 8  # samples of a picture
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument('config', help='path or bootmae_mm::NAME of a config for pretraining')
+    parser.add_argument('config', nargs='?', help='path or bootmae_mm::NAME of a config; default: that of --data')
+    parser.add_argument('--data', help='folder, list, archives or hf:// of images, as `bootmae train` takes them')
     parser.add_argument('--out', default='browse', metavar='FOLDER', help='folder for the pictures (default: browse)')
     parser.add_argument('--max-images', type=int, default=16, help='number of samples (default: 16)')
     parser.add_argument('--seed', type=int, help="seed of order, crops and masks (default: the config's, or 0)")
@@ -36,10 +38,13 @@ def run(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from bootmae_mm.engine.launch import exit_with, read_config
+    from bootmae_mm.engine.training import AUTO_CONFIG, run_options
+    from bootmae_mm.validation import require
     from bootmae_mm.visualization import draw_panels, sample_panels
 
     try:
-        cfg = read_config(args.config, args.cfg_options)
+        require(args.config or args.data, 'give images (--data) or a config')
+        cfg = read_config(args.config or AUTO_CONFIG, run_options(args.data) | args.cfg_options)
         panels = sample_panels(*first_batch(cfg, args.max_images, args.seed))
         out = Path(args.out)
         out.mkdir(parents=True, exist_ok=True)

@@ -86,3 +86,12 @@ def test_the_number_of_samples_must_be_positive(run_tool, image_folder, tmp_path
     assert (
         'max_images must be greater than or equal to 1' in run_tool('browse_dataset.py', config, '--max-images', 0)[2]
     )
+
+
+def test_a_folder_alone_is_enough(run_tool, image_folder, tmp_path):
+    status, out, message = run_tool('browse_dataset.py', '--data', image_folder, '--out', tmp_path / 'out')
+    assert status == 0, message
+    assert f'8 samples -> {tmp_path / "out"}' in out
+    picture = np.asarray(Image.open(tmp_path / 'out/samples_001.png'))
+    assert 0.3 < (picture == GRAY).mean() < 0.5  # of two panels, one has 75 % masked
+    assert run_tool('browse_dataset.py')[2] == 'error: give images (--data) or a config'
