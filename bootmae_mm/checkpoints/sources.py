@@ -25,6 +25,7 @@ HALVES = ((127.5,) * 3, (127.5,) * 3)
 CLIP = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
 HEAD_WIDTH = 64  # in the published plain vision transformers, but for those of this width:
 HEADS = {1280: 16}
+INTERPOLATIONS = dict(nearest=0, lanczos=1, bilinear=2, bicubic=3)  # with their numbers in Pillow
 IDENTITY = ('arch', 'img_size', 'patch_size', 'in_channels', 'norm_cfg')
 
 
@@ -38,6 +39,8 @@ class Source:
         std: Standard deviation of each channel.
         notes: What is assumed, as the file does not say it; one line each.
         assumes_heads: Whether the number of heads is assumed.
+        interpolation: Name of the interpolation in Pillow with which images are resized for it, if the file says so.
+        crop_pct: Side of the crop over the shorter side of the resized image, if the file says so.
     """
 
     backbone: dict[str, Any]
@@ -45,6 +48,8 @@ class Source:
     std: tuple[float, ...]
     notes: list[str] = field(default_factory=list)
     assumes_heads: bool = False
+    interpolation: str | None = None
+    crop_pct: float | None = None
 
 
 def read_source(path: str | Path, prefix: str | None = None) -> Source:
@@ -96,7 +101,7 @@ def read_source(path: str | Path, prefix: str | None = None) -> Source:
         if activation == 'quick_gelu':
             backbone['layer_cfgs'] = dict(act_cfg=dict(type='bootmae_mm.QuickGELU'))
     mean, std, note = _statistics(checkpoint, path, clip)
-    return Source(backbone, mean, std, notes + note, assumes_heads)
+    return Source(backbone, mean, std, notes + note, assumes_heads, *_resizing(path))
 
 
 def log_source(path: str | Path, source: Source) -> None:
@@ -189,6 +194,28 @@ def _statistics(
     if clip:
         return *CLIP, []
     return *IMAGENET, ["ImageNet's mean and std are assumed"]
+
+
+def _resizing(path: str | Path) -> tuple[str | None, float | None]:
+    """Interpolation and ``crop_pct`` that the files beside a model of transformers or timm state, or None."""
+    given = _json_beside(path, 'preprocessor_config.json')
+    if not given:
+        found = _json_beside(path, 'config.json').get('pretrained_cfg') or {}
+        name = found.get('interpolation')
+        return name if name in INTERPOLATIONS else None, found.get('crop_pct')
+    name = next((name for name, number in INTERPOLATIONS.items() if number == given.get('resample')), None)
+    size, crop = _shorter(given.get('size')), _shorter(given.get('crop_size'))
+    if size and crop and given.get('do_center_crop'):
+        return name, min(1.0, crop / size)
+    return name, 1.0  # the whole image is resized
+
+
+def _shorter(size: Any) -> int | None:
+    """Shorter side of a size in the files of transformers: a number, an edge, or height and width."""
+    if isinstance(size, dict):
+        sides = [side for side in size.values() if isinstance(side, int)]
+        return min(sides) if sides else None
+    return size if isinstance(size, int) else None
 
 
 def _activation(given: dict[str, Any], names: dict) -> tuple[str, list[str]]:

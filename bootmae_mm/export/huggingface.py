@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .preprocessing import INTERPOLATIONS, Preprocessing
+from bootmae_mm.checkpoints.sources import INTERPOLATIONS
+
+from .preprocessing import Preprocessing
 
 
 def huggingface_config(

@@ -11,12 +11,11 @@ from mmengine.logging import print_log
 
 from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.checkpoints.saved_config import config_of, saved_config
-from bootmae_mm.checkpoints.sources import read_source
+from bootmae_mm.checkpoints.sources import INTERPOLATIONS, read_source
 from bootmae_mm.config import load_config
 from bootmae_mm.data.values import as_ranges
 from bootmae_mm.validation import require
 
-INTERPOLATIONS = dict(nearest=0, lanczos=1, bilinear=2, bicubic=3)  # with their numbers in Pillow
 # Steps that resize, with their default interpolation.
 RESIZES = dict(ResizeEdge='bilinear', Resize='bilinear', RandomResizedCrop='bicubic')
 
@@ -60,7 +59,7 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
     if config is None and saved_config(checkpoint) is None:  # of another program
         source = read_source(path)
         mean, std = (tuple(value / 255 for value in values) for values in (source.mean, source.std))
-        return Preprocessing(mean, std)
+        return Preprocessing(mean, std, source.interpolation or 'bicubic', source.crop_pct or 0.875)
     cfg = config_of(checkpoint) if config is None else load_config(config)
     given = {**(cfg.get('data_preprocessor') or {}), **(cfg.get('model', {}).get('data_preprocessor') or {})}
     if str(given.get('type', '')).endswith('BootMAEDataPreprocessor'):

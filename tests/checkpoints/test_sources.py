@@ -3,10 +3,13 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
+import timm
 import timm.models.vision_transformer as of_timm
 import torch
 from mmpretrain.models.utils import resize_pos_embed
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -104,6 +107,30 @@ def test_the_statistics_of_a_folder_of_transformers(tmp_path):
     transformers.ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(tmp_path)
     source = read_source(tmp_path)
     assert source.mean == (127.5,) * 3 and source.std == (63.75,) * 3 and not source.notes
+    assert (source.interpolation, source.crop_pct) == ('bilinear', 1.0)  # it resizes to 224 x 224
+    for processor, crop in ((transformers.CLIPImageProcessor(), 1.0), (transformers.BitImageProcessor(), 1.0),
+                            (transformers.BitImageProcessor(size={'shortest_edge': 256}), 224 / 256)):  # fmt: skip
+        processor.save_pretrained(tmp_path)  # of DINOv2: the last
+        source = read_source(tmp_path)
+        assert (source.interpolation, source.crop_pct) == ('bicubic', crop)
+
+
+def test_pictures_are_resized_as_timm_does(tmp_path):
+    model = timm_model()
+    save_file(model.state_dict(), tmp_path / 'model.safetensors')
+    rng = np.random.RandomState(0)
+    coarse = Image.fromarray(rng.randint(0, 255, (6, 9, 3), dtype=np.uint8))
+    picture = coarse.resize((90, 60), Image.Resampling.BICUBIC)
+    for interpolation, crop in (('bilinear', 1.0), ('bicubic', 0.8)):
+        given = dict(input_size=[3, 32, 32], interpolation=interpolation, crop_pct=crop, mean=[0.5] * 3, std=[0.5] * 3)
+        config = dict(architecture='vit_base_patch16_224', model_args=dict(num_heads=4), pretrained_cfg=given)
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+        encoder = bootmae_mm.load_encoder(tmp_path)
+        assert (encoder.preprocessing.interpolation, encoder.preprocessing.crop_pct) == (interpolation, crop)
+        transform = timm.data.create_transform(**{**given, 'input_size': (3, 32, 32)}, is_training=False)
+        expected = transform(picture)
+        found = encoder.preprocess(picture)
+        assert (found - expected).abs().mean() < 0.02  # in -1..1; sizes between whole pixels are rounded differently
 
 
 def test_what_is_no_plain_vision_transformer_is_refused(tmp_path):
