@@ -14,7 +14,7 @@ ONEDL = ['onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4', 'onedl-mmpre
 OPENMMLAB = ['mmengine>=0.10.7,<0.12', 'mmcv-lite>=2.1.0,<2.2', 'mmpretrain>=1.2.0,<1.3', 'setuptools<81']
 
 
-FOLDERS = ('configs', 'tools', 'benchmarks')
+FOLDERS = ('configs', 'tools', 'benchmarks', 'weights')
 # Tools for the repository: what they import is not installed.
 UNINSTALLED = ('install.py', 'check_parity.py', 'demo.py', 'demo_transfer.py', 'make_digit_scenes.py')
 
@@ -30,7 +30,7 @@ def link_configs(target: Path) -> None:
 
 
 class BuildWithConfigs(build_py):
-    """Copies configs, tools and model-index.yml to bootmae_mm/.mim, where OpenMMLab's tools look for them."""
+    """Copies configs, tools, weights and model-index.yml to bootmae_mm/.mim, where OpenMMLab's tools look for them."""
 
     def run(self) -> None:
         super().run()

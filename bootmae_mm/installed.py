@@ -1,4 +1,4 @@
-"""Where the configs and tools are: in the package if it is installed, else in the repository beside it."""
+"""Where configs, tools and weights are: in the package if it is installed, else in the repository beside it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def config_file(name: str | Path) -> Path:
         return Path(name)
     path = root() / 'configs' / text.removeprefix(SCOPE)
     return path if path.suffix else path.with_suffix('.py')
+
+
+def weights_path(name: str | Path) -> Path:
+    """Path of weights; ``bootmae_mm::weights/NAME`` are some that come with the package."""
+    text = str(name)
+    return root() / text.removeprefix(SCOPE) if text.startswith(SCOPE) else Path(name)
 
 
 def installed_configs() -> list[str]:

@@ -17,6 +17,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from bootmae_mm.config import load_config
+from bootmae_mm.installed import weights_path
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import ConfigError, MissingFileError
 
@@ -93,7 +94,7 @@ def local_file(path: str | Path) -> Path:
         except OSError as error:
             raise ConfigError(f'cannot read {text}: {error}') from error
         return file
-    file = Path(path)
+    file = weights_path(path)
     if file.is_dir():
         file = file / (local_names(file) or MODEL_FILES)[0]
     if not file.is_file():

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 
 from bootmae_mm.checkpoints.reading import load_file, local_file, local_names
 from bootmae_mm.checkpoints.writing import replace_atomically, wrong_checksum
+from bootmae_mm.installed import weights_path
 from bootmae_mm.validation import ConfigError, MissingFileError, require
 
 LAST = 'last_checkpoint'
@@ -93,9 +94,11 @@ def checkpoint_in(path: str | Path) -> str:
     Raises:
         MissingFileError: If there is none in a folder.
     """
-    folder = Path(path)
-    if not folder.is_dir() or local_names(folder):
+    folder = weights_path(path)
+    if not folder.is_dir():
         return str(path)
+    if local_names(folder):
+        return str(folder)
     last = latest_checkpoint(folder)
     if last is None:
         raise MissingFileError(f'no checkpoint in {path}')
