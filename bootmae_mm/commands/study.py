@@ -6,7 +6,7 @@ same command again. Writes table.md, results.json and accuracy.png to --out afte
 Examples:
     bootmae study bootmae_mm::studies/cifar10/parts.yaml --data cifar10 --jobs 2
     bootmae study my_study.yaml --list
-    bootmae study my_study.yaml --slurm "--partition=gpu --gres=gpu:1 --cpus-per-task=8 --time=1-0"
+    bootmae study my_study.yaml --slurm="--partition=gpu --gres=gpu:1 --cpus-per-task=8 --time=1-0"
 """
 
 from __future__ import annotations
@@ -32,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cfg_options_argument(parser)
 
 
+def command_again(args: argparse.Namespace) -> list[str]:
+    """Arguments with which a process of an array runs one job of the same study."""
+    given = [args.study]
+    for name in ('out', 'data', 'threads', 'gpus_per_run'):
+        value = getattr(args, name)
+        given += [] if value is None else [f'--{name.replace("_", "-")}={value}']
+    options = [f'{key}={value}' for key, value in args.cfg_options.items()]
+    return [*given, *(['--cfg-options', *options] if options else [])]
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     with errors_in_one_line():
@@ -50,14 +60,13 @@ def run(args: argparse.Namespace) -> None:
             for job in jobs:
                 print(f'{"done" if done(study, job) is not None else "-":5} {job.key}')
             return
-        if args.slurm is not None:
-            command = [text for text in args.argv if text != '--slurm' and text != args.slurm]
-            numbers = submit(study, command, args.slurm, jobs)
-            print('submitted: ' + ', '.join(numbers) if numbers else 'everything is done')
-            return
         if args.job is not None:
             jobs = [job for job in jobs if job.key == args.job]
             require(jobs, f'no job {args.job!r}; `--list` shows those of the study')
+        elif args.slurm is not None:
+            numbers = submit(study, command_again(args), args.slurm, jobs)
+            print('submitted: ' + ', '.join(numbers) if numbers else 'everything is done')
+            return
         if args.table:
             write_results(study)
         else:

@@ -23,7 +23,8 @@ class FineTuning(Options):
         lr: Peak learning rate of AdamW; rises over a tenth of the steps, then falls to zero as a cosine.
         weight_decay: Weight decay.
         label_smoothing: Label smoothing of the cross-entropy.
-        shift: Images are shifted by up to this share of their side, black where nothing is left.
+        shift: Images are shifted by up to this share of their side, with the lowest value of the batch where nothing
+            is left.
         flip: Mirror half of the images.
     """
 

@@ -95,7 +95,7 @@ class Encoder(nn.Module):
             ConfigError: If the image has other channels than the encoder, or values that need a range.
         """
         pixels = self.resized(self._pixels(picture))
-        return self.normalize(torch.from_numpy(pixels).permute(2, 0, 1))
+        return self.normalize(torch.from_numpy(pixels).to(self.mean.device).permute(2, 0, 1))
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize images 0..255 of any type: (..., C, H, W) -> float32 (..., C, H, W)."""

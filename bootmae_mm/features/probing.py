@@ -121,7 +121,7 @@ def _images(encoder: Encoder, images: LabeledImages) -> Labeled:
     pictures, labels = [], []
     for path, label in zip(images.paths, images.labels, strict=True):
         try:
-            pictures.append(encoder.preprocess(path))
+            pictures.append(encoder.preprocess(path).cpu())
             labels.append(label)
         except (OSError, ValueError):
             continue  # logged when the features were computed

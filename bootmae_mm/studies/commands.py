@@ -14,7 +14,7 @@ from bootmae_mm.engine.training import as_text
 from bootmae_mm.options import Unparsed
 from bootmae_mm.validation import require
 
-from .plan import Job, Study
+from .plan import Job, Study, slug
 from .results import DONE, PROBE, done, write_json
 from .slots import Slot
 
@@ -79,25 +79,30 @@ def _epochs_in_time_of(study: Study, job: Job) -> int:
     assert run.time_of is not None and run.like is not None
     wanted, like = (done(study, study.train_job(name, seed)) for name in (run.time_of, run.like))
     assert wanted is not None and like is not None
+    require(wanted['seconds'], f'runs.{run.name}.time_of: {run.time_of} was not trained')
     require(like['epochs'], f'runs.{run.name}.time_of: {run.like} is not a run by epochs')
     return max(1, round(like['epochs'] * wanted['seconds'] / like['seconds']))
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, Unparsed) else as_text(value)
+    return value if isinstance(value, str) else as_text(value)
 
 
-def spec_of(job: Job) -> dict[str, Any]:
-    """What must not change between two starts of a job; where the images are may change."""
+def spec_of(study: Study, job: Job) -> dict[str, Any]:
+    """What must not change between two starts of a job, with that of the jobs it needs.
+
+    Where the images of pretraining are may change, but not those that a probe measures with.
+    """
+    needs = [spec_of(study, need) for need in study.needs(job)]
     run, probe = job.run, job.probe
     if probe is not None:
-        given = probe.given.model_dump(exclude={'data', 'runs', 'seeds'})
+        given = probe.given.model_dump(exclude={'runs', 'seeds'})
         given['options'] = _plain(given['options'])
-        return dict(probe=given, config=_digest(probe.config))
+        return dict(probe={**given, 'data': probe.data}, config=_digest(probe.config), needs=needs)
     options = _plain({key: value for key, value in run.options.items() if key != 'data_root'})
     facts: dict[str, Any] = dict(config=_digest(run.config), options=options, checkpoints=run.checkpoints)
     facts |= dict(time_of=run.time_of, like=run.like if run.time_of else None)
-    return {**facts, 'untrained': run.untrained, 'weights': run.weights}
+    return {**facts, 'untrained': run.untrained, 'weights': run.weights, 'needs': needs}
 
 
 def _plain(options: dict[str, Any]) -> dict[str, str]:
@@ -116,11 +121,13 @@ def check_spec(study: Study, job: Job) -> None:
     path = study.out / job.key / SPEC
     if not path.is_file():
         return
-    before, now = json.loads(path.read_text(encoding='utf-8')), json.loads(json.dumps(spec_of(job)))
+    before, now = json.loads(path.read_text(encoding='utf-8')), json.loads(json.dumps(spec_of(study, job)))
     changed = [key for key in now if before.get(key) != now[key]]
+    folder = study.out / slug(job.run.name)
     require(
         not changed,
-        f'{path.parent} was started with other settings ({", ".join(changed)}): delete it, or choose another --out',
+        f'{path.parent} was started with other settings ({", ".join(changed)}): delete {folder}, or choose another '
+        '--out',
     )
 
 
@@ -140,12 +147,12 @@ def _write_initial(job: Job, path: Path) -> None:
 
     from bootmae_mm.registry import MODELS
 
-    cfg = load_config(job.run.config, job.run.options)
+    cfg = load_config(job.run.config, {key: Unparsed(_text(value)) for key, value in job.run.options.items()})
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')  # mmengine tells of every parameter
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             set_random_seed(job.seed)
             model = MODELS.build(cfg.model)
             model.init_weights()

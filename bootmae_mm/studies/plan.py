@@ -324,11 +324,17 @@ def _check(study: Study, given: StudyOptions) -> None:
         require(other == name, f'runs {other!r} and {name!r} would have the same folder {slug(name)}')
         for key, needed in {**run.checkpoints, **({'time_of': run.time_of} if run.time_of else {})}.items():
             require(needed in study.runs, f'runs.{name}.{key}: no run {needed!r}; runs: {names}')
+            missing = set(run.seeds) - set(study.runs[needed].seeds)
+            is_one = len(study.runs[needed].seeds) == 1  # one checkpoint for all seeds, such as a teacher
+            require(key == 'time_of' or is_one or not missing, f'runs.{name}: {needed} has no seeds {sorted(missing)}')
         has_length = (given.runs[name] or RunOptions()).epochs is not None
         require(run.time_of is None or run.like, f'runs.{name}.time_of needs like: the run whose speed is known')
         require(not (run.time_of and has_length), f'runs.{name}: time_of and epochs exclude each other')
         require(not (run.weights and run.untrained), f'runs.{name}: weights and untrained exclude each other')
+    places: dict[str, str] = {}
     for probe in study.probes:
+        other = places.setdefault(slug(probe.name), probe.name)
+        require(other == probe.name, f'probes {other!r} and {probe.name!r} would have the same folder')
         require(slug(probe.name) != TRAIN, f'a probe cannot have the name {TRAIN!r}')
         for name in probe.given.runs or []:
             require(name in study.runs, f'probes.{probe.name}.runs: no run {name!r}; runs: {names}')

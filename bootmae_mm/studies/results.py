@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.checkpoints.writing import replace_atomically
+from bootmae_mm.engine.recovery import checkpoint_in
 from bootmae_mm.validation import ConfigError, require
 from bootmae_mm.visualization import read_scalars
 
@@ -134,7 +137,7 @@ def finish(study: Study, job: Job) -> dict[str, Any]:
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')  # several processes may write a table
     part.write_text(json.dumps(values, indent=1) + '\n', encoding='utf-8')
     replace_atomically(part, path)
 
@@ -148,7 +151,9 @@ def _pretraining(folder: Path) -> dict[str, Any]:
     entries = read_scalars(folder)
     times = [entry['time'] for entry in entries if 'time' in entry]
     require(times, f'the log in {folder} has no times of iterations')
-    steps = max(entry['step'] for entry in entries)
+    # The last iterations of an epoch may not be in the log.
+    meta = load_file(checkpoint_in(folder), mmap=True).get('meta') or {}
+    steps = meta.get('iter') or max(entry['step'] for entry in entries)
     seconds = statistics.median(times)
     curve = [
         dict(step=entry['step'], seconds=round(entry['step'] * seconds, 1), knn=entry['probe_knn'])

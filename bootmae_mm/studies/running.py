@@ -110,7 +110,7 @@ class _Pool:
         """Start a job whose needs are done."""
         folder = self.study.out / job.key
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SPEC, spec_of(job))
+        write_json(folder / SPEC, spec_of(self.study, job))
         try:
             if job.probe is None and (job.run.untrained or job.run.weights):
                 take_weights(self.study, job)
@@ -173,7 +173,10 @@ class _Pool:
         self.times.append(time.monotonic() - item.start)
         found = ', '.join(f'{name} {value:.1f}' for name, value in result.get('metrics', {}).items())
         log(f'{item.job.key}: done ({found or str(result["steps"]) + " steps"}), {self.left()}')
-        write_results(self.study)
+        try:
+            write_results(self.study)
+        except OSError as error:  # as of a full disk; the runs go on
+            print_log(f'no table: {error}', logger='current', level=40)
 
     def fail(self, job: Job, reason: str) -> None:
         """Take note of a job that cannot run, or has failed."""

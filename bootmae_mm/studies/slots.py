@@ -35,6 +35,8 @@ def make_slots(jobs: int | None = None, threads: int | None = None, gpus_per_run
     import torch
 
     gpus = torch.cuda.device_count()
+    for name, value in dict(jobs=jobs, threads=threads, gpus_per_run=gpus_per_run).items():
+        require(value is None or value >= 1, f'{name} must be at least 1, but is {value}')
     places = gpus // gpus_per_run if gpus else 1
     require(places, f'gpus_per_run={gpus_per_run}, but this machine has {gpus} GPU(s)')
     count = jobs or places
@@ -45,7 +47,7 @@ def make_slots(jobs: int | None = None, threads: int | None = None, gpus_per_run
     return [
         Slot(
             cores=tuple(cores[place * share : (place + 1) * share]),
-            threads=threads or share,
+            threads=threads or max(1, share // (gpus_per_run if gpus else 1)),
             gpus=tuple(range(place * gpus_per_run, (place + 1) * gpus_per_run)) if gpus else (),
         )
         for place in range(count)

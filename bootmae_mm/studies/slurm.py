@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bootmae_mm.validation import ConfigError
 
@@ -16,9 +15,9 @@ from .results import done
 SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
-#SBATCH --output={folder}/%A_%a.log
-job=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {jobs})
-exec {command} --job "$job"
+#SBATCH --output="{folder}/%A_%a.log"
+jobs=({jobs})
+exec {command} --job "${{jobs[$SLURM_ARRAY_TASK_ID]}}"
 """
 
 
@@ -54,14 +53,13 @@ def submit(study: Study, command: Sequence[str], sbatch_options: str, jobs: Sequ
     left = [job for job in (study.jobs() if jobs is None else jobs) if done(study, job) is None]
     numbers: list[str] = []
     for place, group in enumerate(levels(study, left)):
-        names, script = folder / f'jobs_{place}.txt', folder / f'jobs_{place}.sh'
-        names.write_text(''.join(f'{job.key}\n' for job in group), encoding='utf-8')
+        script = folder / f'jobs_{place}.sh'  # sbatch takes a copy
         script.write_text(
             SCRIPT.format(
                 name=shlex.quote(f'{study.out.name}_{place}'),
                 last=len(group) - 1,
                 folder=folder,
-                jobs=shlex.quote(str(names)),
+                jobs=shlex.join(job.key for job in group),
                 command=shlex.join([sys.executable, '-m', 'bootmae_mm', 'study', *command]),
             ),
             encoding='utf-8',
@@ -80,8 +78,3 @@ def _sbatch(arguments: Sequence[str]) -> str:
     except subprocess.CalledProcessError as error:
         raise ConfigError(f'sbatch refused: {" ".join(error.stderr.split())}') from None
     return made.stdout.strip().split(';')[0]
-
-
-def script_folder(study: Study) -> Path:
-    """Folder of the scripts and logs of a study's arrays."""
-    return study.out / 'slurm'

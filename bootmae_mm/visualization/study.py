@@ -54,9 +54,13 @@ def draw_study(results: dict[str, Any], path: str | Path) -> Path | None:
 def _curve(run: dict[str, Any], key: str) -> list[tuple[float, list[float]]]:
     """Mean position and accuracies of all seeds, for each probe that every seed has."""
     curves = [result['curve'] for result in run['pretraining'].values() if result['curve']]
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for point in (point for curve in curves for point in curve):
+        by_step.setdefault(point['step'], []).append(point)
     return [
         (statistics.fmean(point[key] for point in points), [point['knn'] for point in points])
-        for points in zip(*curves, strict=False)
+        for _, points in sorted(by_step.items())
+        if len(points) == len(curves)
     ]
 
 

@@ -90,6 +90,11 @@ def test_a_probe_may_be_for_some_runs_and_seeds(write):
         (dict(runs=dict(a=dict(untrained=True, weights='w.pth'))), 'runs.a: weights and untrained exclude each other'),
         (dict(probes=dict(x=dict(config='tune.py'))), 'probes.x needs config and metric, or neither'),
         (dict(data=None), 'probes.features.data is missing, and the study has no data'),
+        (dict(probes={'a b': None, 'a_b': None}), "probes 'a b' and 'a_b' would have the same folder"),
+        (
+            dict(runs=dict(a=dict(seeds=[0, 1]), b=dict(seeds=[2], checkpoints={'x': 'a'}))),
+            'runs.b: a has no seeds [2]',
+        ),
         (dict(probes=dict(train=None)), "a probe cannot have the name 'train'"),
         (dict(probes=dict(x=dict(runs=['y']))), "probes.x.runs: no run 'y'; runs: both"),
         (dict(config=None), 'runs.both.config is missing, and there is none for all runs'),

@@ -1,5 +1,6 @@
 """Studies with real processes."""
 
+import argparse
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ import yaml
 
 from bootmae_mm.engine.recovery import wait_until_free
 from bootmae_mm.studies import collect, read_study, run_study
-from bootmae_mm.studies.commands import checkpoint_of, command_of
+from bootmae_mm.studies.commands import checkpoint_of, command_of, spec_of
 from bootmae_mm.studies.plan import Job
 from bootmae_mm.studies.results import finish, write_json
 from bootmae_mm.studies.running import Failures
@@ -130,8 +131,17 @@ def test_a_job_of_other_settings_is_not_taken_for_this_one(folder):
         study = read_study(write_study(folder, runs=runs), folder / 'out')
         if ratio == 0.5:
             run_study(study, [Slot((0,), 1)])
-    with pytest.raises(ConfigError, match=r'scratch/seed_0/train was started with other settings \(options\): delete'):
+    with pytest.raises(
+        ConfigError, match=r'seed_0/train was started with other settings \(options\): delete .*/scratch,'
+    ):
         run_study(study, [Slot((0,), 1)])
+    # Nor is a probe of the old weights one of the new ones.
+    study = read_study(write_study(folder, runs=runs, probes=dict(features=None)), folder / 'out')
+    probe = study.jobs()[1]
+    before = spec_of(study, probe)
+    runs['scratch']['options'] = {'masking.ratio': 0.7}
+    study = read_study(write_study(folder, runs=runs, probes=dict(features=None)), folder / 'out')
+    assert spec_of(study, study.jobs()[1]) != before
 
 
 def test_a_failure_is_told_and_the_rest_runs(folder):
@@ -156,8 +166,8 @@ def test_cores_and_gpus_are_divided(monkeypatch):
     assert make_slots(threads=3) == [Slot(tuple(range(8)), 3)]
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     assert [slot.gpus for slot in make_slots()] == [(0,), (1,), (2,), (3,)]
-    assert [(slot.gpus, slot.threads) for slot in make_slots(gpus_per_run=2)] == [((0, 1), 4), ((2, 3), 4)]
-    for options in (dict(jobs=5), dict(gpus_per_run=5), dict(jobs=3, gpus_per_run=2)):
+    assert [(slot.gpus, slot.threads) for slot in make_slots(gpus_per_run=2)] == [((0, 1), 2), ((2, 3), 2)]
+    for options in (dict(jobs=5), dict(gpus_per_run=5), dict(jobs=3, gpus_per_run=2), dict(jobs=-1), dict(threads=0)):
         with pytest.raises(ConfigError):
             make_slots(**options)
 
@@ -182,19 +192,34 @@ def test_a_cluster_gets_an_array_for_each_level(folder, monkeypatch):
     calls = (folder / 'calls.txt').read_text().splitlines()
     assert calls[0] == f'--parsable --partition=gpu --time=1-0 {folder}/out/slurm/jobs_0.sh'
     assert calls[1].startswith('--parsable --partition=gpu --time=1-0 --dependency=afterany:1 ')
-    jobs = [(folder / f'out/slurm/jobs_{level}.txt').read_text().split() for level in range(3)]
-    assert jobs == [
-        ['both/seed_0/train', 'both/seed_1/train'],
-        ['both/seed_0/features', 'frozen/seed_0/train', 'both/seed_1/features', 'frozen/seed_1/train'],
-        ['frozen/seed_0/features', 'frozen/seed_1/features'],
-    ]
-    script = (folder / 'out/slurm/jobs_1.sh').read_text()
+    scripts = [(folder / f'out/slurm/jobs_{level}.sh').read_text() for level in range(3)]
+    assert 'jobs=(both/seed_0/train both/seed_1/train)' in scripts[0]
+    assert 'jobs=(frozen/seed_0/features frozen/seed_1/features)' in scripts[2]
+    script = scripts[1]
     assert '#SBATCH --array=0-3' in script
     # The script as Slurm would run it, with a program that prints its arguments instead of Python.
     runnable = folder / 'script.sh'
     runnable.write_text(script.replace(sys.executable, 'echo'))
     done = subprocess.run(['bash', runnable], env={**os.environ, 'SLURM_ARRAY_TASK_ID': '1'}, capture_output=True)
     assert done.stdout.decode().strip() == '-m bootmae_mm study study.yaml --out out --job frozen/seed_0/train'
+
+
+def test_an_array_does_not_submit_itself(folder):
+    from bootmae_mm.commands import study as command
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    given = ['s.yaml', '--slurm=--gpus=1', '--out', 'o', '--jobs', '2', '--cfg-options', 'a.b=1e-3', "c=[1, 'x']"]
+    again = command.command_again(parser.parse_args(given))
+    assert again == ['s.yaml', '--out=o', '--gpus-per-run=1', '--cfg-options', 'a.b=1e-3', "c=[1, 'x']"]
+    assert parser.parse_args(again).slurm is None
+
+
+def test_values_mean_what_they_mean_on_the_command_line(folder):
+    options = {'optim_wrapper.optimizer.lr': '1e-3', 'data_root': '/a b', 'x': [1, 2]}  # YAML reads 1e-3 as text
+    study = read_study(write_study(folder, runs=dict(both=dict(options=options))), folder / 'out')
+    command = command_of(study, Job(study.runs['both'], 0), Slot((0,), 1))
+    assert {'optim_wrapper.optimizer.lr=1e-3', 'data_root=/a b', 'x=[1, 2]'} <= set(command)
 
 
 def test_a_refusal_of_the_cluster(folder, monkeypatch):
