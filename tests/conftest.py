@@ -32,11 +32,6 @@ def pytest_configure(config):
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
-def pytest_collection_modifyitems(items):
-    """Start the slow tests first: at the end, one would run alone while the other core waits."""
-    items.sort(key=lambda item: item.get_closest_marker('slow') is None)
-
-
 @pytest.fixture(scope='session', autouse=True)
 def unformatted_config_texts():
     """Leave the texts of configs as they are: mmengine formats them for every log, checkpoint and copy of a run.

@@ -29,7 +29,7 @@ def test_installed_package_is_complete(tmp_path):
     ours = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / 'configs').rglob('*.*')
-        if path.suffix in ('.py', '.yml', '.md')
+        if path.suffix in ('.py', '.yml', '.yaml', '.md')
     }
     theirs = {path.relative_to(package / '.mim').as_posix() for path in (package / '.mim/configs').rglob('*.*')}
     assert ours == theirs and len(ours) > 20
