@@ -14,12 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import multiprocessing
 import os
-import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,13 +25,8 @@ import bootmae_mm  # noqa: F401  before anything of OpenMMLab, for the operators
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # examples are not installed
 
 if TYPE_CHECKING:  # imported where it is used, so that --help is quick
-    from torch import nn
-
     from bootmae_mm.engine.runner import Runner
 
-LABELS = (1, 2, 5, 10)  # of each class
-DRAWS = 3  # of labels
-PRETRAINED, SCRATCH, PIXELS = 'pretrained, fine-tuned', 'from scratch', 'raw pixels, linear'
 CONFIG = Path(__file__).resolve().parent.parent / 'configs/pretrain/bootmae_vitt_digits.py'
 
 
@@ -68,77 +60,6 @@ def probe_encoder(backbone: object, train: tuple, test: tuple) -> dict:
     from bootmae_mm.evaluation import pooled_features
 
     return probe((pooled_features(backbone, train[0]), train[1]), (pooled_features(backbone, test[0]), test[1]))
-
-
-def with_few_labels(pretrained: nn.Module, untrained: nn.Module, train: tuple, test: tuple, steps: int) -> dict:
-    """Accuracies in percent of each draw of labels: method -> number of labels -> list."""
-    from bootmae_mm.evaluation.probes import linear_accuracy
-
-    found: dict = {name: {count: [] for count in LABELS} for name in (PRETRAINED, SCRATCH, PIXELS)}
-    for count in LABELS:
-        pixels = train[0].flatten(1), train[1], test[0].flatten(1), test[1]
-        found[PIXELS][count] = [100 * linear_accuracy(*pixels, count, seeds=[draw]) for draw in range(DRAWS)]
-    tasks = [
-        (name, count, draw, encoder)
-        for draw in range(DRAWS)
-        for count in LABELS
-        for name, encoder in ((PRETRAINED, pretrained), (SCRATCH, untrained))
-    ]
-    # Small tensors gain nothing from a second thread, but from a second process. Forked, it need not import anything.
-    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context, one_thread) as pool:
-        jobs = [pool.submit(finetune, encoder, train, test, count, draw, steps) for _, count, draw, encoder in tasks]
-        for done, (job, task) in enumerate(zip(jobs, tasks, strict=True)):
-            found[task[0]][task[1]].append(job.result())
-            print(f'\rFine-tuning with few labels: {done + 1} of {len(tasks)}', end='', flush=True)
-    print()
-    return found
-
-
-def one_thread() -> None:
-    """Set up a process of fine-tuning."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def finetune(encoder: nn.Module, train: tuple, test: tuple, count: int, draw: int, steps: int) -> float:
-    """Accuracy in percent after fine-tuning on some labels of each class."""
-    from bootmae_mm.evaluation import FineTuning, finetuned_accuracy
-
-    # Shifts by one pixel; a mirrored digit is not a digit.
-    recipe = FineTuning(steps=steps, batch_size=32, shift=1 / train[0].shape[-1])
-    return 100 * finetuned_accuracy(encoder, train[0], train[1], test[0], test[1], count, draw, recipe)
-
-
-def few_labels_table(found: dict) -> str:
-    """Means and deviations over the draws of labels."""
-    lines = [f'{"labels of each class":28}' + ''.join(f'{count:>14}' for count in LABELS)]
-    for name, by_count in found.items():
-        cells = (f'{statistics.fmean(v):.1f} ± {statistics.stdev(v):.1f} %' for v in by_count.values())
-        lines.append(f'{name:28}' + ''.join(f'{cell:>14}' for cell in cells))
-    return '\n'.join(lines)
-
-
-def draw_few_labels(found: dict, images: int, path: Path) -> None:
-    """Draw accuracy over the number of labels, with the range of the draws."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for (name, by_count), marker in zip(found.items(), 'os^', strict=True):
-        middle = [statistics.fmean(values) for values in by_count.values()]
-        (line,) = axes.plot(LABELS, middle, label=name, marker=marker)
-        low, high = ([choose(values) for values in by_count.values()] for choose in (min, max))
-        axes.fill_between(LABELS, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-    axes.set(xscale='log', xticks=LABELS, xticklabels=LABELS, xlabel='labels of each class')
-    axes.set(ylabel=f'accuracy on {images} held-out digits, %', title='Pretrained without labels, then fine-tuned')
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
 
 
 def table(results: dict) -> str:
@@ -197,7 +118,15 @@ def train_and_probe(runner: Runner, steps: int) -> dict:
     model = runner.train()
     seconds = time.monotonic() - begin
     results['encoder, pretrained'] = probe_encoder(model.backbone, train, test)
-    few = with_few_labels(model.backbone, untrained.backbone, train, test, steps)
+    from mmengine.utils import ProgressBar
+
+    from examples.few_labels import DRAWS, LABELS, draw_few_labels, with_few_labels
+
+    print('Fine-tuning with few labels', flush=True)
+    few = with_few_labels(
+        model.backbone, untrained.backbone, train, test, steps, ProgressBar(2 * DRAWS * len(LABELS)).update
+    )
+    print()
     draw_few_labels(few, len(test[1]), Path(runner.work_dir) / 'few_labels.png')
     return dict(
         few_labels_percent=few,
@@ -233,6 +162,8 @@ def first_and_last_losses(runner: Runner) -> dict:
 
 def report(summary: dict, work_dir: Path) -> str:
     """Text that the demo prints at the end."""
+    from examples.few_labels import DRAWS, few_labels_table
+
     first, last = summary['losses']['first'], summary['losses']['last']
     changes = ', '.join(f'{name} {value} -> {last[name]}' for name, value in first.items())
     here, python = os.path.relpath(work_dir), os.path.relpath(sys.executable)

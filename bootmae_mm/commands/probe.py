@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--max-per-class', type=int, default=1000, help='images of a class (default: 1000)')
     parser.add_argument('--no-baselines', action='store_true', help='leave out random weights and pixels')
     parser.add_argument(
-        '--finetune', type=int, nargs='+', default=[], metavar='LABELS', help='also fine-tune on so many of a class'
+        '--finetune', type=int, nargs='+', default=[], metavar='LABELS', help='labels of a class to fine-tune with'
     )
     parser.add_argument('--steps', type=int, default=400, help='steps of fine-tuning (default: 400)')
     parser.add_argument('--flip', action='store_true', help='mirror half of the images in fine-tuning')
@@ -46,16 +46,16 @@ def run(args: argparse.Namespace) -> None:
         rows = probe(
             args.checkpoint,
             args.data,
-            args.k,
-            args.labels,
-            args.max_per_class,
-            not args.no_baselines,
-            args.finetune,
-            dict(steps=args.steps, flip=args.flip),
-            args.draws,
-            args.batch_size,
-            args.workers,
-            args.prefix,
+            k=args.k,
+            labels_per_class=args.labels,
+            max_per_class=args.max_per_class,
+            baselines=not args.no_baselines,
+            finetune=args.finetune,
+            recipe=dict(steps=args.steps, flip=args.flip),
+            draws=args.draws,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            prefix=args.prefix,
         )
     columns = list(next(iter(rows.values())))
     print('  '.join([f'{"accuracy in %":16}', *(f'{column:>9}' for column in columns)]))

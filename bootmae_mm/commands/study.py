@@ -12,6 +12,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 from .arguments import cfg_options_argument, errors_in_one_line
 
@@ -45,6 +46,7 @@ def command_again(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     with errors_in_one_line():
+        from bootmae_mm.engine.recovery import lock
         from bootmae_mm.studies import collect, read_study, run_study
         from bootmae_mm.studies.results import done
         from bootmae_mm.studies.running import write_results
@@ -70,9 +72,13 @@ def run(args: argparse.Namespace) -> None:
         if args.table:
             write_results(study)
         else:
+            slots = make_slots(args.jobs, args.threads, args.gpus_per_run)
+            # Jobs of an array run side by side; two whole studies in a folder would run the same jobs.
+            held = lock(study.out) if args.job is None else nullcontext()
             try:
-                run_study(study, make_slots(args.jobs, args.threads, args.gpus_per_run), jobs)
+                with held:
+                    run_study(study, slots, jobs)
             except KeyboardInterrupt:
-                raise SystemExit('interrupted; the same command goes on from here') from None
+                raise SystemExit('interrupted; to resume, run the same command again') from None
         print(collect(study).markdown())
         print(f'\n{study.out}/table.md, results.json, accuracy.png')

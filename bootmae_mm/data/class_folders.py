@@ -36,9 +36,9 @@ def class_folders(
 
     Args:
         root: The folder.
-        max_per_class: Number of images of a class to use at most, in each of the two sets; fewer if there are so many
-            classes that a set would have more than ``max_images``.
-        max_images: Number of images of a set at most; None for any number.
+        max_per_class: Largest number of images of a class, in each of the two sets; smaller if a set would otherwise
+            have more than ``max_images``.
+        max_images: Largest number of images of a set; None for any number.
 
     Returns:
         Images to compare with, and images to classify.

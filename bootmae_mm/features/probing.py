@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bootmae_mm.data.class_folders import LabeledImages, class_folders
-from bootmae_mm.evaluation.finetuning import FineTuning, finetuned_accuracy
+from bootmae_mm.evaluation.finetuning import FineTuning, draw_labels, finetuned_accuracy
 from bootmae_mm.evaluation.probes import knn_accuracy, linear_accuracy
 from bootmae_mm.validation import Count, Natural, parse, require, validated
 
@@ -65,7 +65,9 @@ def probe(
         MissingFileError: If there is no such checkpoint or folder.
         ConfigError: If there are not two classes with two images each.
     """
-    sets = class_folders(data, max_per_class, max_images=None)
+    sets, options = class_folders(data, max_per_class, max_images=None), parse(FineTuning, recipe or {}, 'recipe')
+    for count in finetune:
+        draw_labels(np.array(sets[0].labels), count, seed=0)  # which refuses too many, before anything takes time
     encoder = checkpoint if isinstance(checkpoint, Encoder) else load_encoder(checkpoint, prefix=prefix)
     models = {'features': encoder}
     if baselines:
@@ -74,7 +76,7 @@ def probe(
     for name, model in models.items():
         train, test = (_features(model, images, batch_size, num_workers) for images in sets)
         rows[name] = _accuracies(train, test, k, labels_per_class)
-        rows[name] |= _finetuned(model, sets, finetune, parse(FineTuning, recipe or {}, 'recipe'), draws)
+        rows[name] |= _finetuned(model, sets, finetune, options, draws)
     if baselines:
         train, test = (_pixels(encoder, images) for images in sets)
         rows['pixels'] = _accuracies(train, test, k, labels_per_class)

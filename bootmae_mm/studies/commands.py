@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -109,6 +110,7 @@ def _plain(options: dict[str, Any]) -> dict[str, str]:
     return {key: _text(value) for key, value in options.items()}
 
 
+@functools.cache
 def _digest(config: str | None) -> str | None:
     """A short name of what a config says."""
     if not config:
@@ -118,6 +120,11 @@ def _digest(config: str | None) -> str | None:
 
 
 def check_spec(study: Study, job: Job) -> None:
+    """Check that a job was not started with other settings before.
+
+    Raises:
+        ConfigError: If it was.
+    """
     path = study.out / job.key / SPEC
     if not path.is_file():
         return

@@ -83,6 +83,7 @@ class Table:
 def collect(study: Study) -> Table:
     """Read the results that are there."""
     rows, metrics = [], []
+    several = sum(probe.config is None for probe in study.probes) > 1
     for run in study.runs.values():
         row = Row(run.name)
         for seed in run.seeds:
@@ -92,7 +93,8 @@ def collect(study: Study) -> Table:
             row.trained[seed] = trained
             for probe in study.probes:
                 found = done(study, Job(run, seed, probe)) or {}
-                for name, value in found.get('metrics', {}).items():
+                for bare, value in found.get('metrics', {}).items():
+                    name = f'{probe.name}: {bare}' if several and probe.config is None else bare
                     row.metrics.setdefault(name, {})[seed] = value
                     metrics += [name] if name not in metrics else []
         if row.trained:
@@ -129,7 +131,7 @@ def finish(study: Study, job: Job) -> dict[str, Any]:
         ConfigError: If its result is missing.
     """
     folder = study.out / job.key
-    result = _pretraining(folder) if job.probe is None else dict(metrics=_metrics(study, folder, job))
+    result = _pretraining(folder) if job.probe is None else dict(metrics=_metrics(folder, job))
     write_json(folder / DONE, result)
     return result
 
@@ -164,13 +166,11 @@ def _pretraining(folder: Path) -> dict[str, Any]:
     return dict(epochs=epochs, steps=steps, seconds=round(seconds * steps, 1), curve=curve)
 
 
-def _metrics(study: Study, folder: Path, job: Job) -> dict[str, float]:
+def _metrics(folder: Path, job: Job) -> dict[str, float]:
     probe = job.probe
     assert probe is not None
     if probe.config is None:
-        found = json.loads((folder / PROBE).read_text(encoding='utf-8'))['features']
-        several = sum(other.config is None for other in study.probes) > 1
-        return {f'{probe.name}: {name}' if several else name: value for name, value in found.items()}
+        return json.loads((folder / PROBE).read_text(encoding='utf-8'))['features']
     metric = probe.given.metric
     assert metric is not None
     entries = read_scalars(folder, names=(metric,))

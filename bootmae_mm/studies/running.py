@@ -33,6 +33,7 @@ class _Running:
     console: IO
     slot: Slot
     start: float
+    begin: int  # of its output in the console's file
 
 
 class Failures(ConfigError):
@@ -125,10 +126,11 @@ class _Pool:
             return
         self.free.remove(slot)
         console = open(folder / CONSOLE, 'a', encoding='utf-8')  # noqa: SIM115  open as long as the process
+        begin = console.tell()
         process = subprocess.Popen(
             command, stdout=console, stderr=subprocess.STDOUT, env=environment(slot), preexec_fn=as_child(slot)
         )
-        self.running.append(_Running(job, process, console, slot, time.monotonic()))
+        self.running.append(_Running(job, process, console, slot, time.monotonic(), begin))
         log(f'{job.key}: started, {self.left()}')
 
     def look(self) -> None:
@@ -162,7 +164,7 @@ class _Pool:
     def _ended(self, item: _Running, status: int) -> None:
         if status != 0:
             console = self.study.out / item.job.key / CONSOLE
-            self.fail(item.job, f'status {status}: {_last_error(console)} ({console})')
+            self.fail(item.job, f'status {status}: {_last_error(console, item.begin)} ({console})')
             return
         try:
             result = finish(self.study, item.job)
@@ -184,7 +186,8 @@ class _Pool:
         print_log(f'{job.key} failed: {reason}', logger='current', level=40)
 
 
-def _last_error(console: Path) -> str:
-    """The line of a log that says what went wrong."""
-    lines = [line.strip() for line in console.read_text(errors='replace').splitlines() if line.strip()]
+def _last_error(console: Path, begin: int) -> str:
+    """The line that says what went wrong, in the output since the last start."""
+    text = console.read_bytes()[begin:].decode(errors='replace')
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if 'rror' in line), lines[-1] if lines else 'no output')

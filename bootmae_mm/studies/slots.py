@@ -55,6 +55,7 @@ def make_slots(jobs: int | None = None, threads: int | None = None, gpus_per_run
 
 
 def environment(slot: Slot) -> dict[str, str]:
+    """Environment of a process."""
     given = {**os.environ, 'OMP_NUM_THREADS': str(slot.threads), 'PYTHONUNBUFFERED': '1'}
     if slot.gpus:
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')

@@ -67,7 +67,9 @@ def test_timm_with_images_that_are_not_square(tmp_path):
         f'local-dir:{export(encoder, "timm", tmp_path / "t", "x", preprocessing=PAPER)}', pretrained=True
     ).eval()
     images = torch.randn(1, 3, 32, 48)
-    close(model.forward_features(images), encoder(images)[0])
+    tokens = model.forward_features(images)
+    assert tokens.shape[1] == 1 + (32 // 8) * (48 // 8)
+    close(tokens, encoder(images)[0])
 
 
 @torch.no_grad()

@@ -73,6 +73,11 @@ def test_pixels_are_those_of_the_test_pipeline(size, tmp_path):
     torch.testing.assert_close(encoder.preprocess(file), (expected.float() - 127.5) / 127.5)
 
 
+def test_pictures_are_prepared_on_the_device_of_the_encoder(checkpoint, tmp_path):
+    file = next(write_images(tmp_path, 1, (40, 60)).rglob('*.png'))
+    assert bootmae_mm.load_encoder(checkpoint[0]).to('meta').preprocess(file).device.type == 'meta'
+
+
 def test_orientation_and_transparency_are_handled_as_in_training(checkpoint, tmp_path):
     encoder = bootmae_mm.load_encoder(checkpoint[0])
     file = next(write_images(tmp_path, 1, (50, 70)).rglob('*.png'))

@@ -90,3 +90,5 @@ def test_fine_tuning_beside_the_frozen_features(tmp_path):
     assert set(found['random weights']) == set(found['features'])
     assert set(found['pixels']) == {'kNN', 'linear'}
     assert found['features']['fine-tuned, 4 labels'] >= 75
+    with pytest.raises(ConfigError, match='17 labels of each class, but one has 16 images'):
+        bootmae_mm.probe(tmp_path / 'nothing.pth', data, finetune=[17])  # before anything is read

@@ -29,8 +29,8 @@ def work(rank, port, folder):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    # Forked: a fresh process would import mmpretrain again.
-    torch.multiprocessing.start_processes(work, (free_port(), str(tmp_path)), nprocs=2, start_method='fork')
+    # Not forked: a thread of this process may hold a lock, for which the new process would wait forever.
+    torch.multiprocessing.start_processes(work, (free_port(), str(tmp_path)), nprocs=2, start_method='spawn')
     logits, prediction, target = inputs()
     halves = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     torch.testing.assert_close(torch.cat([half[0] for half in halves], dim=1), sinkhorn(logits))

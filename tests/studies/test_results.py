@@ -40,6 +40,13 @@ def test_means_deviations_and_paired_differences(study):
     assert len(lines) == 4  # c has not begun
 
 
+def test_a_second_probe_of_features_is_told_apart_for_all_seeds(study, tmp_path):
+    values = yaml.safe_load((tmp_path / 'study.yaml').read_text())
+    values['probes'] = dict(knn=None, later=None)
+    (tmp_path / 'study.yaml').write_text(yaml.safe_dump(values))
+    assert collect(read_study(tmp_path / 'study.yaml', tmp_path / 'out')).metrics == ['knn: kNN']
+
+
 def test_differences_are_of_equal_seeds():
     assert difference({0: 5.0, 1: 9.0}, {1: 4.0, 0: 1.0}) == (4.5, pytest.approx(0.7071068))
     assert difference({0: 5.0}, {0: 1.0}) == (4.0, None)
