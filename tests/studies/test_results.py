@@ -7,7 +7,7 @@ import yaml
 
 from bootmae_mm.studies import collect, read_study
 from bootmae_mm.studies.results import deviation, difference
-from bootmae_mm.visualization.study import draw_study
+from bootmae_mm.visualization.study import _curve, draw_study
 
 # Run -> seed -> seconds, kNN. By hand: differences to `a` are +3 and +1 for b, whose third seed has no partner.
 FOUND = dict(a={0: (60, 40.0), 1: (80, 44.0)}, b={0: (30, 43.0), 1: (30, 45.0), 2: (30, 99.0)})
@@ -64,3 +64,12 @@ def test_the_picture_has_a_line_for_each_run(study, tmp_path, monkeypatch):
     assert steps_a == ([5, 10], [20, 40], [22, 44])  # lowest and highest of both seeds
     assert time_a[0] == pytest.approx([35 / 60, 70 / 60]) and time_b[0] == [0.25, 0.5]
     assert steps_b[2] == [49.5, 99]
+
+
+def test_curves_are_averaged_where_all_seeds_have_a_probe():
+    def point(step: int, accuracy: float) -> dict:
+        return dict(step=step, seconds=2.0 * step, knn=accuracy)
+
+    curves = [[point(5, 10.0), point(10, 20.0)], [point(10, 30.0)]]
+    run = dict(pretraining={str(seed): dict(curve=curve) for seed, curve in enumerate(curves)})
+    assert _curve(run, 'step') == [(10, [20.0, 30.0])] and _curve(run, 'seconds') == [(20, [20.0, 30.0])]
