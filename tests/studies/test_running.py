@@ -242,7 +242,9 @@ def test_an_error_of_an_earlier_start_is_not_the_reason(folder):
     assert _last_error(console, begin) == 'the end' and _last_error(console, 0) == 'error: out of memory'
 
 
-def test_one_study_at_a_time(folder, run_tool, monkeypatch):
+def test_one_study_at_a_time(folder, monkeypatch):
+    for name in ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):  # restored afterwards
+        monkeypatch.setenv(name, '0')
     held = lock(folder / 'out')
     with pytest.raises(SystemExit) as end:
         commands.main(['study', str(write_study(folder)), '--out', str(folder / 'out')])
