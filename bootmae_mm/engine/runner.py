@@ -15,6 +15,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.checkpoints.trust import data_only
@@ -72,13 +73,36 @@ class Runner(MMEngineRunner):
                 super()._init_model_weights()
 
     def train(self) -> nn.Module:
-        """Train; the signal handlers of the process are restored in any case."""
+        """Train; in any case the workers end and the signal handlers of the process are restored."""
         try:
             return super().train()
         finally:
             for hook in self.hooks:
                 if isinstance(hook, (InterruptionHook, ProgressHook)):
                     hook.stop()
+            self._end_workers()
+
+    def val(self) -> dict:
+        """Evaluate on the validation data; the workers end in any case."""
+        try:
+            return super().val()
+        finally:
+            self._end_workers()
+
+    def test(self) -> dict:
+        """Evaluate on the test data; the workers end in any case."""
+        try:
+            return super().test()
+        finally:
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        """End persistent workers; those that the garbage collector ends are waited for, five seconds each."""
+        for loop in (self._train_loop, self._val_loop, self._test_loop):
+            loader = getattr(loop, 'dataloader', None)
+            if isinstance(loader, DataLoader) and isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+                loader._iterator._shutdown_workers()  # a traceback may hold it, so that it would not be deleted here
+                loader._iterator = None
 
     def build_dataloader(self, dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:
         """Build a loader whose image folders list unreadable images in the work_dir.

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
 from bootmae_mm.engine.hooks import BootMAEEMAHook, FeatureWeightHook, MaskingScheduleHook, ReconstructionHook
 from bootmae_mm.engine.hooks.teacher import ema_update
 from bootmae_mm.engine.launch import prepare, read_config
+from bootmae_mm.engine.runner import Runner
 from bootmae_mm.engine.schedules import feature_weight, piecewise_linear
 from bootmae_mm.models import BootMAEDataPreprocessor
 from bootmae_mm.validation import ConfigError

@@ -1,7 +1,10 @@
 """An interrupted epoch resumes at the next batch; the epochs after it are complete."""
 
+import multiprocessing
+
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from bootmae_mm.data import ImageFolder, LoadImage
 from bootmae_mm.engine.launch import prepare, read_config
@@ -42,6 +45,23 @@ def test_resumed_inside_and_at_the_end_of_an_epoch(tmp_path, image_folder, itera
     runner = make_runner(tmp_path, image_folder, options, batch_size=2, epochs=3, workers=workers)
     assert seen(runner) == whole[iteration:]
     assert all(torch.equal(value, wanted[name]) for name, value in runner.model.state_dict().items())
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_no_worker_outlives_a_run_even_one_that_fails(tmp_path, image_folder, by_epoch):
+    """The garbage collector would wait five seconds for each."""
+
+    class Fail(Hook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            assert len(multiprocessing.active_children()) == 2
+            raise RuntimeError('stop here')
+
+    options = {} if by_epoch else by_iteration()
+    runner = make_runner(tmp_path, image_folder, options, batch_size=2, epochs=1, workers=2)
+    runner.register_hook(Fail())
+    with pytest.raises(RuntimeError, match='stop here') as kept:
+        runner.train()
+    assert not multiprocessing.active_children() and kept.tb
 
 
 def test_a_run_with_another_sampler_resumes_mid_epoch(tmp_path, image_folder):
