@@ -4,7 +4,7 @@ ENV := .venv
 BIN := $(ENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-long test-gpu test-upstream lint lock parity docs clean
+.PHONY: help install install-upstream test-faults demo demo-transfer bench test test-fast test-programs test-long test-gpu test-upstream lint lock parity docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,8 +28,11 @@ bench: install  ## measure a training step and the loader on this machine
 	@echo
 	@$(BIN)/python tools/benchmark.py loader configs/pretrain/bootmae_vitb.py --json work_dirs/benchmark/loader.json
 
-test: install  ## run the test suite
+test: install  ## run the test suite; about ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-programs: install  ## run whole programs: the demos, the notebook, the wheel, several processes
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "program and not long"
 
 test-faults: install  ## kill runs and damage their files: twenty random tries each (FORM=short: one)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(if $(filter short,$(FORM)),-m "not long",-m "")
@@ -41,7 +44,7 @@ test-gpu: install  ## run the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu
 
 test-fast: install  ## run the tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow and not fault"
+	@$(BIN)/python -m pytest -m "not slow and not fault and not long and not program"
 
 test-upstream: install-upstream  ## run the test suite with the original OpenMMLab distributions
 	@$(ENV)-upstream/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)

@@ -19,7 +19,7 @@ from tests.engine.test_auto import tiny_options
 PUBLIC = ['BootMAE', 'BootMAEViT', 'BootMAENeck', 'BootMAEPixelHead', 'BootMAEFeatureHead', 'BootMAEDataPreprocessor']
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_installed_package_is_complete(tmp_path):
     install = [sys.executable, '-m', 'uv', '--quiet', 'pip', 'install', '--no-deps', '--no-build-isolation']
     done = subprocess.run([*install, '--target', tmp_path / 'site', ROOT], capture_output=True, text=True)
@@ -85,7 +85,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf'```{language}\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_three_lines_of_the_readme_run(tmp_path):
     """As they stand, but for a small model."""
     write_images(tmp_path / 'images', 8)

@@ -3,14 +3,16 @@
 mmengine resolves ``_base_ = 'bootmae_mm::pretrain/bootmae_vitb.py'`` and ``get_config('bootmae_mm::...')`` for packages
 in a table of its own only, and mmpretrain lists the models of its own index only. Importing either takes seconds (both
 import torch), so the entries are added when they are imported: a finder at the front of ``sys.meta_path`` waits for
-their modules.
+their modules. Messages for debugging that mmseg, mmdet and mmpretrain print on import are dropped in the same way.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -44,7 +46,20 @@ def _add_models(module: ModuleType) -> None:
         module.ModelHub.register_model_index(root() / 'model-index.yml', config_prefix=root())
 
 
+def _print_no_debug_messages(module: ModuleType) -> None:
+    """Let ``print_log`` without a logger respect ``level=logging.DEBUG``; mmengine's prints on the standard output."""
+    original = module.print_log
+
+    @functools.wraps(original)
+    def print_log(msg: Any, logger: Any = None, level: int = logging.INFO) -> None:
+        if logger is not None or level > logging.DEBUG:
+            original(msg, logger, level)
+
+    vars(module)['print_log'] = print_log
+
+
 WAITING: dict[str, Callable[[ModuleType], None]] = {
+    'mmengine.logging.logger': _print_no_debug_messages,
     'mmengine.config.utils': _add_package,
     'mmengine.config.config': _keep_scope,
     'mmpretrain.apis.model': _add_models,

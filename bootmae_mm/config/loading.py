@@ -19,6 +19,7 @@ from bootmae_mm.options import Unparsed, parse_value
 from bootmae_mm.validation import ConfigError, MissingFileError, require
 
 from .files import ConfigFile, changed_names, config_files
+from .text import FormattedOnce
 
 # Keys that mmengine's Runner reads besides the arguments of its constructor, and keys of tools and hooks.
 OTHER_KEYS = {
@@ -64,6 +65,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         cfg[name] = value
     _merge(cfg, {key: value for key, value in values.items() if key not in helpers})
     object.__setattr__(cfg, BOUND, final)
+    object.__setattr__(cfg, '__class__', FormattedOnce)  # Config.fromfile returns no subclass
     return cfg
 
 

@@ -201,7 +201,7 @@ def test_a_config_that_imports_its_base_inherits_from_a_flat_copy(bootmae, tmp_p
     assert cfg.param_scheduler[1].end == 800
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_several_processes(image_folder, tmp_path):
     """torchrun on the CPU, with options that are not text."""
     options = tiny_options() | {'model.pixel_head.normalize': 'none', 'auto_scale_lr': None}

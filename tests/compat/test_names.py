@@ -1,5 +1,6 @@
 """Models by name in mmpretrain, and its tools on them."""
 
+import logging
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
@@ -32,6 +34,14 @@ def test_in_any_order_of_the_imports():
     for imports in ('import bootmae_mm', 'import mmpretrain, bootmae_mm'):
         done = subprocess.run([sys.executable, '-c', f'{imports}\n{code}'], capture_output=True, text=True, cwd=ROOT)
         assert 'bootmae_vitb' in done.stdout.split(), done.stderr
+        assert 'OneDL' not in done.stdout or not imports.startswith('import bootmae_mm')
+
+
+def test_messages_for_debugging_are_not_printed(capsys):
+    """mmengine prints those without a logger, whatever their level."""
+    print_log('hidden', level=logging.DEBUG)
+    print_log('shown')
+    assert capsys.readouterr().out == 'shown\n'
 
 
 @pytest.mark.parametrize(

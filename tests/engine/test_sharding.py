@@ -63,7 +63,7 @@ def all_kinds() -> dict:
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.program
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
 def test_sharded_training_equals_unsharded_training(tmp_path, image_folder):
     whole = run_config(tmp_path / 'whole.py', image_folder, all_kinds(), batch_size=2, accumulate=1)

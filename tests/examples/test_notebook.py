@@ -42,7 +42,7 @@ def test_the_files_it_names_exist():
                 assert (ROOT / word.rstrip('.,:')).is_file(), word
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_code_runs_from_top_to_bottom(tmp_path):
     """With a single epoch and fewer steps of fine-tuning; numbers are those of such a run."""
     sources = code()

@@ -62,7 +62,7 @@ def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_a_killed_study_resumes_and_ends_as_an_undisturbed_one(folder, monkeypatch):
     """Kill it within its first run; the same command then finishes that run, from its checkpoint, and the others."""
     runs = dict(both=dict(epochs=12), scratch=dict(untrained=True))

@@ -51,7 +51,7 @@ def test_loader_and_train(config, image_folder, run_tool, tmp_path):
     assert status == 1 and 'no folder' in message
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_scale(config, run_tool, tmp_path):
     options = ('--batches', 1, 2, '--sizes', 64, '--processes', 1, 2, '--batch', 2, '--repeats', 2)
     status, out, message = run_tool('benchmark.py', 'scale', config, *options, '--json', tmp_path / 'scale.json')

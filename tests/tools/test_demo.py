@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_a_short_demo(tmp_path, run_tool):
     status, out, message = run_tool('demo.py', '--work-dir', tmp_path / 'demo', '--epochs', 3, '--finetune-steps', 5)
     assert status == 0, message

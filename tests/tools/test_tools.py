@@ -77,7 +77,7 @@ print('heavy:', [name for name in ('mmpretrain', 'mmdet', 'mmengine.runner', 'ma
     assert status == 0 and 'heavy: []' in out, err
 
 
-@pytest.mark.slow
+@pytest.mark.program
 @pytest.mark.skipif(torch.cuda.is_available(), reason='runs gloo processes on a machine without GPUs')
 @pytest.mark.parametrize('accumulate', [pytest.param(1, marks=pytest.mark.long), 2])
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, image_folder, accumulate):
@@ -114,7 +114,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, image_folder, ac
     assert json.loads((tmp_path / 'metrics.json').read_text())['pretrain/pixel_loss'] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.program
 def test_train_resume_and_reconstruct(tmp_path, image_folder, run_tool):
     config = run_config(tmp_path / 'config.py', image_folder, summary=True, epochs=2)
     arguments = [config, '--work-dir', tmp_path / 'work', '--amp', '--auto-scale-lr']

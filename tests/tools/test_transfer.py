@@ -15,7 +15,7 @@ from bootmae_mm.checkpoints.reading import allow_mmengine_checkpoints, load_file
 from bootmae_mm.registry import MODELS
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.program
 
 
 @pytest.fixture
