@@ -1,0 +1,4 @@
+# Pixels only.
+_base_ = './pretrain.py'
+
+model = dict(neck=dict(feature=None), feature_head=None)
