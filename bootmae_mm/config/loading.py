@@ -152,22 +152,37 @@ def _check_options(options: dict[str, Any], cfg: Config, file: ConfigFile) -> No
 
 
 def _late_names(file: ConfigFile, cfg: Config) -> set[str]:
-    """Names that a file of the chain sets without using them, and that one of its bases uses.
+    """Names that a file of the chain sets for one of its bases, which uses them.
+
+    These are names that the file does not use itself. One that it uses may be meant for itself alone; but a plain
+    value, such as an image size or a path, is meant for all, where that makes a difference.
 
     Raises:
         ConfigError: If neither the Runner nor any file uses a name.
     """
-    late = set()
+    late: set[str] = set()
+    shared: set[str] = set()
     taken = set().union(*(part.from_base for part in file.chain()))
     for part in file.chain():
         bases = [base for parent in part.bases for base in parent.chain()]
         inherited = set().union(*((base.used & base.assigned) | base.from_base for base in bases))
+        if not part.is_lazy and not part.is_installed:
+            shared |= {name for name in part.assigned & part.used & inherited - RUNNER_KEYS if _is_plain(cfg.get(name))}
         for name in part.assigned - part.used - RUNNER_KEYS:
             if name in inherited and not part.is_lazy:
                 late.add(name)
             elif name not in taken and not name.startswith('_') and not _is_harmless(part, name, file, cfg):
                 raise ConfigError(f'{part.path}: {_explain(name, cfg)}')
+    for name in shared - late:
+        with late_binding({name: cfg[name]}, file):
+            if Config.fromfile(file.path).to_dict() != cfg.to_dict():
+                late.add(name)
     return late
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a text, a number, or some of these."""
+    return all(isinstance(part, (str, int, float)) for part in (value if isinstance(value, (tuple, list)) else [value]))
 
 
 def _is_harmless(part: ConfigFile, name: str, leaf: ConfigFile, cfg: Config) -> bool:

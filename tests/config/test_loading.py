@@ -47,14 +47,30 @@ def test_a_config_that_mmengine_alone_reads_is_refused(tmp_path):
     check_bound(Config.fromfile(PRETRAIN))
 
 
-def test_a_name_that_the_child_uses_itself_does_not_change_the_base(tmp_path):
+def test_a_plain_value_that_the_child_uses_itself(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(
-        f"_base_ = {PRETRAIN!r}\ndata_root = '/mine'\ntrain_dataloader = dict(dataset=dict(data_root=data_root))\n"
+        f"_base_ = {PRETRAIN!r}\nimg_size = 96\ndata_root = '/mine'\n"
+        'train_dataloader = dict(dataset=dict(data_root=data_root))\n'
+        "test_pipeline = [dict(type='CenterCrop', crop_size=img_size)]\n"
     )
     cfg = load_config(child)
-    assert cfg.train_dataloader.dataset.data_root == '/mine'
-    assert cfg.test_dataloader.dataset.data_root == 'data/imagenet'
+    assert cfg.train_dataloader.dataset.data_root == cfg.test_dataloader.dataset.data_root == '/mine'
+    assert cfg.model.backbone.img_size == cfg.masking.img_size == cfg.train_pipeline[1].scale == 96
+    assert cfg.test_pipeline == [dict(type='CenterCrop', crop_size=96)]
+    with pytest.raises(ValueError, match=r"overrides \['data_root', 'img_size', 'test_pipeline'\]"):
+        check_bound(Config.fromfile(child))
+
+
+def test_other_values_that_the_child_uses_itself_do_not_change_the_base(tmp_path):
+    child = tmp_path / 'child.py'
+    base = ROOT / 'configs/seg/bootmae_vitb_upernet_ade20k.py'
+    child.write_text(
+        f"_base_ = {str(base)!r}\nnorm_cfg = dict(type='BN')\nmodel = dict(neck=dict(norm_cfg=norm_cfg))\n"
+    )
+    cfg = load_config(child)
+    assert cfg.model.neck.norm_cfg.type == 'BN' and cfg.model.decode_head.norm_cfg.type == 'SyncBN'
+    check_bound(Config.fromfile(child))
 
 
 def test_a_value_of_the_base_that_is_changed_in_place(tmp_path):

@@ -42,9 +42,7 @@ val_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     timeout=0,
-    dataset=dict(
-        reduce_zero_label=True, data_prefix=dict(img_path='images/test', seg_map_path='annotations/test')
-    ),
+    dataset=dict(reduce_zero_label=True, data_prefix=dict(img_path='images/test', seg_map_path='annotations/test')),
 )
 test_dataloader = val_dataloader
 
@@ -67,7 +65,8 @@ model = dict(
     ),
     test_cfg=dict(_delete_=True, mode='slide', crop_size=crop_size, stride=(52, 56)),
 )
-optim_wrapper = dict(dtype='float32', optimizer=dict(lr=1e-3))
+# One learning rate for all blocks: a decay over the blocks would hold the run from scratch back.
+optim_wrapper = dict(dtype='float32', paramwise_cfg=dict(layer_decay_rate=1.0), optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=iterations),
