@@ -41,6 +41,7 @@ class Source:
         assumes_heads: Whether the number of heads is assumed.
         interpolation: Name of the interpolation in Pillow with which images are resized for it, if the file says so.
         crop_pct: Side of the crop over the shorter side of the resized image, if the file says so.
+        squash: Whether images are resized to a fixed height and width, not to a shorter side.
     """
 
     backbone: dict[str, Any]
@@ -50,6 +51,7 @@ class Source:
     assumes_heads: bool = False
     interpolation: str | None = None
     crop_pct: float | None = None
+    squash: bool = False
 
 
 def read_source(path: str | Path, prefix: str | None = None) -> Source:
@@ -196,18 +198,21 @@ def _statistics(
     return *IMAGENET, ["ImageNet's mean and std are assumed"]
 
 
-def _resizing(path: str | Path) -> tuple[str | None, float | None]:
-    """Interpolation and ``crop_pct`` that the files beside a model of transformers or timm state, or None."""
+def _resizing(path: str | Path) -> tuple[str | None, float | None, bool]:
+    """Interpolation, ``crop_pct`` and ``squash`` that the files beside a model of transformers or timm state."""
     given = _json_beside(path, 'preprocessor_config.json')
     if not given:
         found = _json_beside(path, 'config.json').get('pretrained_cfg') or {}
         name = found.get('interpolation')
-        return name if name in INTERPOLATIONS else None, found.get('crop_pct')
+        return name if name in INTERPOLATIONS else None, found.get('crop_pct'), found.get('crop_mode') == 'squash'
     name = next((name for name, number in INTERPOLATIONS.items() if number == given.get('resample')), None)
-    size, crop = _shorter(given.get('size')), _shorter(given.get('crop_size'))
+    edges, crop = given.get('size'), _shorter(given.get('crop_size'))
+    size = _shorter(edges)
+    # Older files state a number: height and width for ViT, the shorter edge for those that crop.
+    squash = 'shortest_edge' not in edges if isinstance(edges, dict) else not crop
     if size and crop and given.get('do_center_crop'):
-        return name, min(1.0, crop / size)
-    return name, 1.0  # the whole image is resized
+        return name, min(1.0, crop / size), squash
+    return name, 1.0, squash
 
 
 def _shorter(size: Any) -> int | None:

@@ -29,6 +29,7 @@ class Preprocessing:
         std: Standard deviation of each channel.
         interpolation: Name of the interpolation in Pillow.
         crop_pct: Side of the crop over the shorter side of the resized image, in evaluation.
+        squash: Whether images are resized to a fixed height and width, not to a shorter side.
         value_range: Values that became 0 and 255 in files with more than 8 bits, for all channels or for each.
         bands: Channels of the files that were used; None for all.
         dtype: Type of the images before they are normalized.
@@ -38,6 +39,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = 'bicubic'
     crop_pct: float = 0.875
+    squash: bool = False
     value_range: Any = None
     bands: tuple[int, ...] | None = None
     dtype: str = 'uint8'
@@ -59,7 +61,7 @@ def read_preprocessing(path: str | Path, config: str | Path | None = None, chann
     if config is None and saved_config(checkpoint) is None:  # of another program
         source = read_source(path)
         mean, std = (tuple(value / 255 for value in values) for values in (source.mean, source.std))
-        return Preprocessing(mean, std, source.interpolation or 'bicubic', source.crop_pct or 0.875)
+        return Preprocessing(mean, std, source.interpolation or 'bicubic', source.crop_pct or 0.875, source.squash)
     cfg = config_of(checkpoint) if config is None else load_config(config)
     given = {**(cfg.get('data_preprocessor') or {}), **(cfg.get('model', {}).get('data_preprocessor') or {})}
     if str(given.get('type', '')).endswith('BootMAEDataPreprocessor'):

@@ -45,6 +45,7 @@ def timm_config(
             input_size=[channels, *img_size],
             interpolation=preprocessing.interpolation,
             crop_pct=preprocessing.crop_pct,
+            crop_mode='squash' if preprocessing.squash else 'center',
             mean=list(preprocessing.mean),
             std=list(preprocessing.std),
             num_classes=0,

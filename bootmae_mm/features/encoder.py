@@ -115,7 +115,7 @@ class Encoder(nn.Module):
         return finished(Values(np.atleast_3d(picture)), self.decoding)
 
     def resized(self, pixels: np.ndarray) -> np.ndarray:
-        """Resize such that the crop covers ``crop_pct`` of the shorter side, and crop the center.
+        """Resize such that the crop covers ``crop_pct`` of the shorter side (of both, to squash), and crop the center.
 
         Args:
             pixels: Values 0..255, (H, W, C).
@@ -124,10 +124,12 @@ class Encoder(nn.Module):
             The same type, (height, width, C).
         """
         height, width = self.img_size
-        wanted = tuple(round(side / self.preprocessing.crop_pct) for side in self.img_size)
+        wanted = round(height / self.preprocessing.crop_pct), round(width / self.preprocessing.crop_pct)
         # The side that fits exactly, and the other one, rounded down as in mmpretrain's ResizeEdge.
         rows, columns = pixels.shape[:2]
-        if wanted[0] * columns >= wanted[1] * rows:
+        if self.preprocessing.squash:
+            size = wanted
+        elif wanted[0] * columns >= wanted[1] * rows:
             size = (wanted[0], max(int(wanted[0] * columns / rows), width))
         else:
             size = (max(int(wanted[1] * rows / columns), height), wanted[1])

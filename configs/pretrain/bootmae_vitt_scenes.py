@@ -9,7 +9,11 @@ train_pipeline = [
     dict(type='RandomCrop', crop_size=32),
     dict(type='bootmae_mm.PackImage'),
 ]
-test_pipeline = [dict(type='bootmae_mm.LoadImage'), dict(type='CenterCrop', crop_size=32), dict(type='bootmae_mm.PackImage')]
+test_pipeline = [
+    dict(type='bootmae_mm.LoadImage'),
+    dict(type='CenterCrop', crop_size=32),
+    dict(type='bootmae_mm.PackImage'),
+]
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,

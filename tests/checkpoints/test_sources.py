@@ -107,12 +107,27 @@ def test_the_statistics_of_a_folder_of_transformers(tmp_path):
     transformers.ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(tmp_path)
     source = read_source(tmp_path)
     assert source.mean == (127.5,) * 3 and source.std == (63.75,) * 3 and not source.notes
-    assert (source.interpolation, source.crop_pct) == ('bilinear', 1.0)  # it resizes to 224 x 224
+    assert (source.interpolation, source.crop_pct, source.squash) == ('bilinear', 1.0, True)  # to 224 x 224
     for processor, crop in ((transformers.CLIPImageProcessor(), 1.0), (transformers.BitImageProcessor(), 1.0),
                             (transformers.BitImageProcessor(size={'shortest_edge': 256}), 224 / 256)):  # fmt: skip
         processor.save_pretrained(tmp_path)  # of DINOv2: the last
         source = read_source(tmp_path)
-        assert (source.interpolation, source.crop_pct) == ('bicubic', crop)
+        assert (source.interpolation, source.crop_pct, source.squash) == ('bicubic', crop, False)
+
+
+@pytest.mark.parametrize('size', [{'height': 32, 'width': 32}, {'shortest_edge': 40}])
+def test_pictures_are_resized_as_transformers_does(tmp_path, size):
+    transformers = pytest.importorskip('transformers')
+    randomized(transformers.ViTModel(transformers.ViTConfig(**SIZES))).save_pretrained(tmp_path)
+    if 'height' in size:
+        processor = transformers.ViTImageProcessor(size=size)
+    else:
+        processor = transformers.BitImageProcessor(size=size, crop_size=32)
+    processor.save_pretrained(tmp_path)
+    coarse = Image.fromarray(np.random.RandomState(0).randint(0, 255, (6, 9, 3), dtype=np.uint8))
+    picture = coarse.resize((90, 60), Image.Resampling.BICUBIC)
+    expected = processor(picture, return_tensors='pt')['pixel_values'][0]
+    assert (bootmae_mm.load_encoder(tmp_path).preprocess(picture) - expected).abs().mean() < 0.02
 
 
 def test_pictures_are_resized_as_timm_does(tmp_path):
@@ -121,8 +136,13 @@ def test_pictures_are_resized_as_timm_does(tmp_path):
     rng = np.random.RandomState(0)
     coarse = Image.fromarray(rng.randint(0, 255, (6, 9, 3), dtype=np.uint8))
     picture = coarse.resize((90, 60), Image.Resampling.BICUBIC)
-    for interpolation, crop in (('bilinear', 1.0), ('bicubic', 0.8)):
+    for interpolation, crop, mode in (
+        ('bilinear', 1.0, 'center'),
+        ('bicubic', 0.8, 'center'),
+        ('bicubic', 0.8, 'squash'),
+    ):
         given = dict(input_size=[3, 32, 32], interpolation=interpolation, crop_pct=crop, mean=[0.5] * 3, std=[0.5] * 3)
+        given['crop_mode'] = mode
         config = dict(architecture='vit_base_patch16_224', model_args=dict(num_heads=4), pretrained_cfg=given)
         (tmp_path / 'config.json').write_text(json.dumps(config))
         encoder = bootmae_mm.load_encoder(tmp_path)
