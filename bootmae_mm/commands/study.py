@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', type=int, help='CPU threads of a process (default: its share of the cores)')
     parser.add_argument('--gpus-per-run', type=int, default=1, help='GPUs of a run (default: 1)')
     parser.add_argument('--list', action='store_true', help='only list the jobs, and which are done')
+    parser.add_argument('--also', nargs='+', default=[], metavar='FILE', help='results.json of other machines, to add')
     parser.add_argument('--table', action='store_true', help='only write the table of what is done')
     parser.add_argument('--slurm', metavar='OPTIONS', help='submit the jobs as arrays, with these options for sbatch')
     parser.add_argument('--job', help='run only this job of --list; arrays of Slurm use it')
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
         from bootmae_mm.validation import require
 
         study = read_study(args.study, args.out, args.data, args.cfg_options)
+        for path in args.also:
+            collect(study).add(path)  # a wrong file is told before the runs
         unknown = sorted(set(args.runs or []) - set(study.runs))
         require(not unknown, f'--runs: no run {unknown}; runs: {", ".join(study.runs)}')
         jobs = study.jobs(args.runs)
@@ -69,9 +72,7 @@ def run(args: argparse.Namespace) -> None:
             numbers = submit(study, command_again(args), args.slurm, jobs)
             print('submitted: ' + ', '.join(numbers) if numbers else 'everything is done')
             return
-        if args.table:
-            write_results(study)
-        else:
+        if not args.table:
             slots = make_slots(args.jobs, args.threads, args.gpus_per_run)
             # Jobs of an array run side by side; two whole studies in a folder would run the same jobs.
             held = lock(study.out) if args.job is None else nullcontext()
@@ -80,5 +81,5 @@ def run(args: argparse.Namespace) -> None:
                     run_study(study, slots, jobs)
             except KeyboardInterrupt:
                 raise SystemExit('interrupted; to resume, run the same command again') from None
-        print(collect(study).markdown())
+        print(write_results(study, args.also).markdown())
         print(f'\n{study.out}/table.md, results.json, accuracy.png')

@@ -13,7 +13,7 @@ from typing import Any
 from bootmae_mm.checkpoints.reading import load_file
 from bootmae_mm.checkpoints.writing import replace_atomically
 from bootmae_mm.engine.recovery import checkpoint_in
-from bootmae_mm.validation import ConfigError, require
+from bootmae_mm.validation import ConfigError, MissingFileError, require
 from bootmae_mm.visualization import read_scalars
 
 from .plan import Job, Study
@@ -64,6 +64,33 @@ class Table:
             epochs = _same(result.get('epochs') for result in row.trained.values())
             lines.append('| ' + ' | '.join([row.run, seeds, epochs, _time(row), *cells]) + ' |')
         return '\n'.join(lines)
+
+    def add(self, path: str | Path) -> None:
+        """Add the results in a file, of runs and seeds that this table does not have.
+
+        Args:
+            path: ``results.json`` of the same study, of another machine.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            ConfigError: If it is of another study.
+        """
+        if not Path(path).is_file():
+            raise MissingFileError(f'no file {path}')
+        other = json.loads(Path(path).read_text(encoding='utf-8'))
+        is_same = isinstance(other, dict) and (other.get('title'), other.get('baseline')) == (self.title, self.baseline)
+        require(is_same, f'{path} is of another study than {self.title!r} with the baseline {self.baseline!r}')
+        for name, found in other['runs'].items():
+            row = next((row for row in self.rows if row.run == name), Row(name))
+            self.rows += [] if row in self.rows else [row]
+            known = set(row.trained)
+            row.trained |= {
+                int(seed): result for seed, result in found['pretraining'].items() if int(seed) not in known
+            }
+            for metric, values in found['metrics'].items():
+                new = {int(seed): value for seed, value in values.items() if int(seed) not in known}
+                row.metrics.setdefault(metric, {}).update(new)
+                self.metrics += [] if metric in self.metrics else [metric]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for a JSON file."""

@@ -19,7 +19,7 @@ from bootmae_mm.visualization.study import draw_study
 
 from .commands import SPEC, check_spec, command_of, spec_of, take_weights
 from .plan import Job, Study
-from .results import collect, done, finish, write_json
+from .results import Table, collect, done, finish, write_json
 from .slots import Slot, as_child, environment
 
 CONSOLE = 'console.log'  # its output
@@ -79,14 +79,27 @@ def run_study(study: Study, slots: Sequence[Slot], jobs: Sequence[Job] | None = 
         raise Failures('; '.join(f'{key}: {reason}' for key, reason in pool.failed.items()))
 
 
-def write_results(study: Study) -> None:
-    """Write table.md, results.json and accuracy.png from what is finished."""
+def write_results(study: Study, others: Sequence[str | Path] = ()) -> Table:
+    """Write table.md, results.json and accuracy.png from what is finished.
+
+    Args:
+        study: The study.
+        others: Files ``results.json`` of the same study on other machines, for runs and seeds that are not here.
+
+    Returns:
+        The table.
+    """
     table = collect(study)
+    for path in others:
+        table.add(path)
+    order = {name: place for place, name in enumerate(study.runs)}
+    table.rows.sort(key=lambda row: order.get(row.run, len(order)))
     if not table.rows:
-        return
+        return table
     write_json(study.out / 'results.json', table.as_dict())
     (study.out / 'table.md').write_text(f'# {table.title}\n\n{table.markdown()}\n', encoding='utf-8')
     draw_study(table.as_dict(), study.out / 'accuracy.png')
+    return table
 
 
 def log(text: str) -> None:

@@ -7,6 +7,8 @@ import yaml
 
 from bootmae_mm.studies import collect, read_study
 from bootmae_mm.studies.results import deviation, difference
+from bootmae_mm.studies.running import write_results
+from bootmae_mm.validation import ConfigError, MissingFileError
 from bootmae_mm.visualization.study import _curve, draw_study
 
 # Run -> seed -> seconds, kNN. By hand: differences to `a` are +3 and +1 for b, whose third seed has no partner.
@@ -38,6 +40,28 @@ def test_means_deviations_and_paired_differences(study):
     assert lines[2] == '| a | 0, 1 | 8 | 1.2 min | 42.0 ± 2.8 |'
     assert lines[3] == '| b | 0, 1, 2 | 8 | 30.0 s | 62.3 ± 31.8 (+2.0 ± 1.4) |'
     assert len(lines) == 4  # c has not begun
+
+
+def test_results_of_another_machine_are_added(study, tmp_path):
+    def run(name: str, values: dict[str, float]) -> dict:
+        trained = {seed: dict(epochs=8, steps=10, seconds=60, curve=[]) for seed in values}
+        return {name: dict(pretraining=trained, metrics={'kNN': values})}
+
+    other = dict(title='study', baseline='a', runs={**run('c', {'0': 45.0}), **run('a', {'1': 0.0, '2': 97.0})})
+    (tmp_path / 'other.json').write_text(json.dumps(other))
+    lines = write_results(study, [tmp_path / 'other.json']).markdown().splitlines()
+    assert lines[2] == '| a | 0, 1, 2 | 8 | 1.1 min | 60.3 ± 31.8 |'  # seed 1 is that of this machine, 44
+    assert lines[3:] == [
+        '| b | 0, 1, 2 | 8 | 30.0 s | 62.3 ± 31.8 (+2.0 ± 1.0) |',
+        '| c | 0 | 8 | 1.0 min | 45.0 (+5.0) |',
+    ]
+    results = json.loads((tmp_path / 'out/results.json').read_text())
+    assert results['runs']['a']['metrics']['kNN'] == {'0': 40.0, '1': 44.0, '2': 97.0}
+    (tmp_path / 'other.json').write_text(json.dumps({**other, 'baseline': 'b'}))
+    with pytest.raises(ConfigError, match='of another study'):
+        collect(study).add(tmp_path / 'other.json')
+    with pytest.raises(MissingFileError, match='no file'):
+        collect(study).add(tmp_path / 'missing.json')
 
 
 def test_a_second_probe_of_features_is_told_apart_for_all_seeds(study, tmp_path):
