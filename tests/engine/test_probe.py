@@ -86,12 +86,12 @@ def test_ridge_is_scikit_learns():
     assert 0.4 < expected < 1
 
 
-def run(folder, images, probe=None):
+def run(folder, images, probe=None, init=None):
     options = {key: value for key, value in tiny_options().items() if key[14:] not in ('curves', 'report')}
     options |= {'default_hooks.probe.times': 2, 'test_pipeline': [
         dict(type='bootmae_mm.LoadImage'), dict(type='bootmae_mm.PackImage'),
     ]}  # fmt: skip
-    bootmae_mm.pretrain(images, folder, epochs=2, batch_size=2, probe=probe, options=options)
+    bootmae_mm.pretrain(images, folder, epochs=2, batch_size=2, probe=probe, init=init, options=options)
     return torch.load(folder / 'epoch_2.pth', weights_only=False)['state_dict']
 
 
@@ -100,10 +100,8 @@ def test_a_run_logs_its_accuracies_and_trains_the_same(tmp_path, image_folder):
     (probe / 'dark/broken.png').write_bytes(b'no image')
     probed, plain = run(tmp_path / 'probed', image_folder, probe), run(tmp_path / 'plain', image_folder)
     assert all(torch.equal(value, plain[name]) for name, value in probed.items())
-    (scalars,) = (tmp_path / 'probed').rglob('scalars.json')
-    entries = [json.loads(line) for line in scalars.read_text().splitlines()]
-    found = [entry for entry in entries if 'probe_knn' in entry]
-    assert [entry['step'] for entry in found] == [4, 8]  # half of the run, and its end
+    found = probes_in(tmp_path / 'probed')
+    assert [entry['step'] for entry in found] == [0, 4, 8]  # start, half and end of the run
     encoder = bootmae_mm.load_encoder(tmp_path / 'probed')
     train, test = class_folders(probe, 200)
     with torch.no_grad():
@@ -122,6 +120,21 @@ def test_a_run_logs_its_accuracies_and_trains_the_same(tmp_path, image_folder):
     assert 'unreadable image left out' in log.read_text() and '(chance 33.3 %)' in log.read_text()
 
     check_report(tmp_path / 'probed', found)
+
+
+def probes_in(folder):
+    (scalars,) = folder.rglob('scalars.json')
+    entries = [json.loads(line) for line in scalars.read_text().splitlines()]
+    return [entry for entry in entries if 'probe_knn' in entry]
+
+
+def test_the_first_probe_is_of_the_weights_that_a_run_starts_from(tmp_path, image_folder):
+    probe = write_classes(tmp_path / 'labeled', dict(dark=10, gray=10, light=10))
+    run(tmp_path / 'first', image_folder, probe)
+    run(tmp_path / 'second', image_folder, probe, init=str(tmp_path / 'first/epoch_2.pth'))
+    (start, *_), (*_, end) = probes_in(tmp_path / 'second'), probes_in(tmp_path / 'first')
+    for name in ('probe_knn', 'probe_linear'):
+        assert start[name] == pytest.approx(end[name], abs=1e-6)
 
 
 def check_report(folder, probes):

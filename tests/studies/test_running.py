@@ -88,7 +88,7 @@ def test_a_killed_study_resumes_and_ends_as_an_undisturbed_one(folder, monkeypat
     assert 'resumed' in (first / 'console.log').read_text().lower()
     both, scratch = (row.trained[0] for row in table.rows)
     assert (both['steps'], scratch['steps']) == (48, 0) and both['seconds'] > 0
-    assert [point['step'] for point in both['curve']] == [24, 48]
+    assert [point['step'] for point in both['curve']] == [0, 24, 48]
     assert 0 <= table.rows[0].metrics['kNN'][0] <= 100
     for name in ('table.md', 'results.json', 'accuracy.png'):
         assert (folder / 'out' / name).stat().st_size > 100

@@ -21,7 +21,7 @@ from ..sharding import gathered_parameters, is_sharded, unwrapped
 
 @HOOKS.register_module()
 class ProbeHook(Hook):
-    """Classifies labeled images by the student's features, at even distances and at the end of the run.
+    """Classifies labeled images by the student's features: at the start, at even distances and at the end of the run.
 
     Two probes on the mean patch token: k nearest neighbors by cosine, and a ridge regression of the labels. The
     accuracies go to the log, the visualizer (``probe_knn`` and ``probe_linear``, in percent) and ``curves.png``. The
@@ -30,7 +30,7 @@ class ProbeHook(Hook):
     Args:
         data_root: Folder with a folder for each class, or with ``train`` and ``test`` (or ``val``) of such folders;
             :func:`bootmae_mm.data.class_folders.class_folders`. None for no probes.
-        times: Number of probes in a run.
+        times: Number of probes in a run, after the one of the weights it starts from.
         max_per_class: Number of images of a class to use at most, in each of the two sets.
         k: Number of neighbors.
         batch_size: Images at a time.
@@ -56,7 +56,7 @@ class ProbeHook(Hook):
         self._pipeline: Any = None
 
     def before_train(self, runner: Runner) -> None:
-        """Find the images, before any training.
+        """Find the images, and probe the weights that the run starts from.
 
         Raises:
             ConfigError: If there are none.
@@ -72,6 +72,8 @@ class ProbeHook(Hook):
             f'probe: {len(train.paths)} labeled and {len(test.paths)} held-out images of {len(train.classes)} classes '
             f'in {self.data_root}'
         )
+        if runner.iter == 0:
+            self._probe(runner, 0)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -79,10 +81,10 @@ class ProbeHook(Hook):
         """Probe where a further share of the run is done."""
         done, total = runner.iter + 1, runner.max_iters
         if self._sets and done * self.times // total > (done - 1) * self.times // total:
-            self._probe(runner)
+            self._probe(runner, done)
 
     @torch.no_grad()
-    def _probe(self, runner: Runner) -> None:
+    def _probe(self, runner: Runner, step: int) -> None:
         model = unwrapped(runner.model)
         if not (is_main_process() or is_sharded(model)):  # a sharded model needs all ranks
             return
@@ -101,7 +103,7 @@ class ProbeHook(Hook):
             probe_knn=100 * knn_accuracy(train, labels, test, test_labels, min(self.k, len(labels))),
             probe_linear=100 * ridge_accuracy(train, labels, test, test_labels),
         )
-        runner.visualizer.add_scalars(found, step=runner.iter + 1)
+        runner.visualizer.add_scalars(found, step=step)
         chance = 100 / len(self._sets[0].classes)
         runner.logger.info(
             f'probe: kNN {found["probe_knn"]:.1f} %, linear {found["probe_linear"]:.1f} % (chance {chance:.1f} %)'
