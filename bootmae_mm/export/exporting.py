@@ -52,7 +52,7 @@ def read_encoder(path: str | Path, config: str | Path | None = None, prefix: str
     else:
         cfg = config_of(load_file(path)) if config is None else load_config(config)
         kind = str(cfg.model.backbone.get('type', '')).rsplit('.', 1)[-1]
-        is_vit = kind in ('BootMAEViT', 'VisionTransformer', '')
+        is_vit = kind in ('BootMAEViT', 'VisionTransformer', 'MAEViT', '')
         advice = "its weights have mmpretrain's names below 'backbone.'"
         require(is_vit, f'{path} is a {kind}, which has no export: {advice}')
         options = {key: value for key, value in cfg.model.backbone.items() if key in STRUCTURE}

@@ -59,12 +59,15 @@ class ProbeHook(Hook):
         """Find the images, and probe the weights that the run starts from.
 
         Raises:
-            ConfigError: If there are none.
+            ConfigError: If there are none, or the model is of another method.
         """
         if self.data_root is None:
             return
         from bootmae_mm.data.class_folders import class_folders
+        from bootmae_mm.models import BootMAE
 
+        model = unwrapped(runner.model)
+        require(isinstance(model, BootMAE), f'probe: needs a BootMAE, but the model is {type(model).__name__}')
         self._sets = list(class_folders(self.data_root, self.max_per_class))
         self._pipeline = Compose(runner.cfg.test_dataloader.dataset.pipeline)
         train, test = self._sets
