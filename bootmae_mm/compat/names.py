@@ -18,6 +18,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from bootmae_mm.installed import PACKAGE as FOLDER
 from bootmae_mm.installed import root
 
 PACKAGE = 'bootmae_mm'
@@ -25,6 +26,16 @@ PACKAGE = 'bootmae_mm'
 
 def _add_package(module: ModuleType) -> None:
     module.MODULE2PACKAGE.setdefault(PACKAGE, PACKAGE)
+
+
+def _find_package(module: ModuleType) -> None:
+    """Let the original mmengine find an editable install, which it does in its own folder only."""
+    original = module.get_installed_path
+
+    def get_installed_path(package: str) -> str:
+        return str(FOLDER) if package == PACKAGE else original(package)
+
+    vars(module)['get_installed_path'] = get_installed_path
 
 
 def _keep_scope(module: ModuleType) -> None:
@@ -39,6 +50,7 @@ def _keep_scope(module: ModuleType) -> None:
         return path, None if scope == PACKAGE else scope
 
     module.Config._get_cfg_path = staticmethod(get_cfg_path)
+    _find_package(module)
 
 
 def _add_models(module: ModuleType) -> None:
@@ -62,6 +74,7 @@ WAITING: dict[str, Callable[[ModuleType], None]] = {
     'mmengine.logging.logger': _print_no_debug_messages,
     'mmengine.config.utils': _add_package,
     'mmengine.config.config': _keep_scope,
+    'mmengine.hub.hub': _find_package,
     'mmpretrain.apis.model': _add_models,
 }
 

@@ -172,7 +172,7 @@ def test_a_missing_folder_is_named(bootmae, tmp_path):
 
 
 def test_names_of_the_package_resolve_in_mmengine(tmp_path):
-    """In a new process, with mmengine alone after the import."""
+    """In a new process, in another folder, with mmengine alone after the import."""
     child = tmp_path / 'child.py'
     child.write_text("_base_ = 'bootmae_mm::pretrain/bootmae_vitb.py'\nmodel = dict(backbone=dict(arch='s'))\n")
     code = (
@@ -181,11 +181,13 @@ def test_names_of_the_package_resolve_in_mmengine(tmp_path):
         'cfg = Config.fromfile(sys.argv[1]); assert (cfg.model.backbone.arch, cfg.train_cfg.max_epochs) == ("s", 800)\n'
         'assert get_config("bootmae_mm::pretrain/bootmae_vitb.py").model.backbone.arch == "b"\n'
     )
-    done = shell(sys.executable, '-c', code, child)
+    done = shell(sys.executable, '-c', code, child, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = shell(sys.executable, '-c', 'import sys, mmengine.config\n' + code.split('\n', 1)[1], child)
+    done = shell(sys.executable, '-c', 'import sys, mmengine.config\n' + code.split('\n', 1)[1], child, cwd=tmp_path)
     assert done.returncode == 1 and 'does not support to load bootmae_mm' in done.stderr  # what the import is for
-    done = shell(sys.executable, '-c', 'import mmengine.config, sys, bootmae_mm\n' + code.split('\n', 1)[1], child)
+    done = shell(
+        sys.executable, '-c', 'import mmengine.config, sys, bootmae_mm\n' + code.split('\n', 1)[1], child, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 
