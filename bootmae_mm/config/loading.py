@@ -173,10 +173,12 @@ def _late_names(file: ConfigFile, cfg: Config) -> set[str]:
                 late.add(name)
             elif name not in taken and not name.startswith('_') and not _is_harmless(part, name, file, cfg):
                 raise ConfigError(f'{part.path}: {_explain(name, cfg)}')
-    for name in shared - late:
-        with late_binding({name: cfg[name]}, file):
-            if Config.fromfile(file.path).to_dict() != cfg.to_dict():
-                late.add(name)
+    if shared - late:
+        plain = Config.fromfile(file.path).to_dict()  # the config at hand may have changed since it was read
+        for name in shared - late:
+            with late_binding({name: plain[name]}, file):
+                if Config.fromfile(file.path).to_dict() != plain:
+                    late.add(name)
     return late
 
 

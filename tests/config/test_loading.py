@@ -62,6 +62,18 @@ def test_a_plain_value_that_the_child_uses_itself(tmp_path):
         check_bound(Config.fromfile(child))
 
 
+def test_a_plain_value_that_makes_no_difference_is_accepted(tmp_path):
+    child = tmp_path / 'child.py'
+    child.write_text(
+        f"_base_ = {PRETRAIN!r}\ndata_root = '/mine'\n"
+        'train_dataloader = dict(dataset=dict(data_root=data_root))\n'
+        'test_dataloader = dict(dataset=dict(data_root=data_root))\n'
+    )
+    cfg = Config.fromfile(child)
+    cfg.work_dir = '/out'  # as scripts set it before they build a Runner
+    check_bound(cfg)
+
+
 def test_other_values_that_the_child_uses_itself_do_not_change_the_base(tmp_path):
     child = tmp_path / 'child.py'
     base = ROOT / 'configs/seg/bootmae_vitb_upernet_ade20k.py'
