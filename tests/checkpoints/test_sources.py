@@ -16,6 +16,7 @@ from torch import nn
 import bootmae_mm
 from bootmae_mm.checkpoints.sources import read_source
 from bootmae_mm.engine.launch import read_config
+from bootmae_mm.export.timm import timm_config
 from bootmae_mm.models import BootMAEViT
 from bootmae_mm.registry import MODELS
 from bootmae_mm.validation import ConfigError
@@ -150,6 +151,8 @@ def test_pictures_are_resized_as_timm_does(tmp_path):
         transform = timm.data.create_transform(**{**given, 'input_size': (3, 32, 32)}, is_training=False)
         expected = transform(picture)
         found = encoder.preprocess(picture)
+        exported = timm_config(encoder.backbone.arch_settings, (32, 32), 8, encoder.preprocessing)
+        assert exported['pretrained_cfg']['crop_mode'] == mode
         assert (found - expected).abs().mean() < 0.02  # in -1..1; sizes between whole pixels are rounded differently
 
 
