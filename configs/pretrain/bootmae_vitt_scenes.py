@@ -5,12 +5,12 @@ img_size = 32
 
 train_pipeline = [
     dict(type='bootmae_mm.LoadImage'),
-    dict(type='RandomCrop', crop_size=32),
+    dict(type='RandomCrop', crop_size=img_size),
     dict(type='bootmae_mm.PackImage'),
 ]
 test_pipeline = [
     dict(type='bootmae_mm.LoadImage'),
-    dict(type='CenterCrop', crop_size=32),
+    dict(type='CenterCrop', crop_size=img_size),
     dict(type='bootmae_mm.PackImage'),
 ]
 masking = dict(ratio=0.75, strategy='mix', min_block=5, max_block=20)

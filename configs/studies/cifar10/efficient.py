@@ -1,5 +1,5 @@
-# The accuracy of the pixel branch in half of its time: two masks of an image for one pass of the teacher, a narrow
-# decoder of features, masks on the patches that are predicted to be hard.
+# Meant to save time, not run yet: two masks of an image for one pass of the teacher, a narrow decoder of features,
+# masks on the patches that are predicted to be hard.
 _base_ = './hpm.py'
 
 masking = dict(per_image=2)
