@@ -17,6 +17,8 @@ from PIL import Image
 from bootmae_mm.data import Digits
 from bootmae_mm.validation import ConfigError
 
+from .instances import coco_annotation
+
 CLASSES = ('background', *'0123456789')
 SPLITS = dict(training='train', validation='test')
 # Opacity of a pasted digit: above SOLID its pixels, down to VISIBLE its soft border, which has no label.
@@ -147,20 +149,6 @@ def make_scene(digits: np.ndarray, labels: np.ndarray, rng: np.random.RandomStat
     return Scene(image.clip(0, 255).astype(np.uint8), segmentation, instances)
 
 
-def coco_annotation(instance: Instance) -> dict:
-    """COCO annotation of a digit without ids: run-length mask, box, area, iscrowd; category 1..10."""
-    from pycocotools import mask
-
-    encoded = mask.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
-    return dict(
-        category_id=instance.label + 1,
-        segmentation=dict(size=[int(n) for n in encoded['size']], counts=encoded['counts'].decode('ascii')),
-        bbox=[float(n) for n in instance.box],
-        area=float(mask.area(encoded)),
-        iscrowd=int(instance.hidden),
-    )
-
-
 def crop_of(scene: Scene, instance: Instance, side: int) -> Image.Image:
     """Square crop around a digit, resized to ``side``."""
     x, y, width, height = instance.box
@@ -230,7 +218,13 @@ def _write_split(
         Image.fromarray(scene.segmentation).save(root / 'annotations' / split / name)
         images.append(dict(id=index + 1, file_name=name, height=size, width=size))
         for number, instance in enumerate(scene.instances):
-            annotations.append(dict(id=len(annotations) + 1, image_id=index + 1, **coco_annotation(instance)))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=index + 1,
+                    **coco_annotation(instance.mask, instance.label + 1, instance.hidden),
+                )
+            )
             if instance.mask.sum() >= 0.6 * instance.area and not instance.hidden:
                 piece = root / 'digits' / split / str(instance.label) / f'{index:05d}_{number}.png'
                 crop_of(scene, instance, 32).save(piece)

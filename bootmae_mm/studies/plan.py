@@ -57,7 +57,7 @@ class ProbeOptions(Options):
         flip: Mirror half of the images in it.
         draws: Draws of labels for it.
         config: Config that fine-tunes and validates, relative to the study file.
-        metric: Key of the result in its log, such as ``mIoU``; the last value counts.
+        metric: Key of the result in its log, such as ``mIoU``, or several by the names to show; the last value counts.
         options: Keys of the config, dotted.
         checkpoint_key: Key of the config that gets the checkpoint.
         scale: Factor of the result, 100 for one in 0..1.
@@ -74,7 +74,7 @@ class ProbeOptions(Options):
     flip: bool = False
     draws: Count = 1
     config: str | None = None
-    metric: str | None = None
+    metric: str | dict[str, str] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     checkpoint_key: str = CHECKPOINT_KEY
     scale: float = 1.0

@@ -198,14 +198,17 @@ def _metrics(folder: Path, job: Job) -> dict[str, float]:
     assert probe is not None
     if probe.config is None:
         return json.loads((folder / PROBE).read_text(encoding='utf-8'))['features']
-    metric = probe.given.metric
-    assert metric is not None
-    entries = read_scalars(folder, names=(metric,))
-    values = [entry[metric] for entry in entries if metric in entry]
-    if not values:
-        there = sorted({name for entry in read_scalars(folder, names=('step',)) for name in entry})
-        raise ConfigError(f'no {metric!r} in the log in {folder}; it has {", ".join(there)}')
-    return {probe.name: round(probe.given.scale * values[-1], 3)}
+    given = probe.given.metric
+    wanted = given if isinstance(given, dict) else {probe.name: given}
+    entries = read_scalars(folder, names=tuple(wanted.values()))
+    found = {}
+    for name, key in wanted.items():
+        values = [entry[key] for entry in entries if key in entry]
+        if not values:
+            there = sorted({name for entry in read_scalars(folder, names=('step',)) for name in entry})
+            raise ConfigError(f'no {key!r} in the log in {folder}; it has {", ".join(there)}')
+        found[name] = round(probe.given.scale * values[-1], 3)
+    return found
 
 
 def _cell(values: dict[int, float], base: dict[int, float], is_base: bool) -> str:

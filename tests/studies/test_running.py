@@ -273,3 +273,10 @@ def test_results_of_fine_tuning_are_the_last_in_the_log(folder):
     log.write_text(json.dumps(dict(aAcc=0.5, step=5)))
     with pytest.raises(ConfigError, match="no 'mIoU' in the log in .*; it has aAcc, step"):
         finish(study, job)
+    log.write_text(json.dumps({'coco/bbox_mAP': 0.25, 'coco/segm_mAP': 0.125, 'step': 5}))
+    names = {'box AP': 'coco/bbox_mAP', 'mask AP': 'coco/segm_mAP'}
+    study = read_study(write_study(folder, probes=dict(tune=dict(probes['tune'], metric=names))), folder / 'out')
+    assert finish(study, job := Job(study.runs['both'], 0, study.probes[0])) == dict(
+        metrics={'box AP': 25.0, 'mask AP': 12.5}
+    )
+    assert collect(study).metrics == []  # not before its run is done
