@@ -199,6 +199,7 @@ def _metrics(folder: Path, job: Job) -> dict[str, float]:
     if probe.config is None:
         return json.loads((folder / PROBE).read_text(encoding='utf-8'))['features']
     given = probe.given.metric
+    assert given is not None
     wanted = given if isinstance(given, dict) else {probe.name: given}
     entries = read_scalars(folder, names=tuple(wanted.values()))
     found = {}
