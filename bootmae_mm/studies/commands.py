@@ -60,7 +60,7 @@ def _train_options(study: Study, job: Job) -> dict[str, Any]:
     options |= {} if study.data is None else {'data_root': study.data}
     if study.curve is not None:
         data = study.curve.data or study.data
-        require(data, 'curve.data is missing, and the study has no data')
+        assert data is not None  # Study.check_data
         options |= {
             'default_hooks.probe.data_root': data,
             'default_hooks.probe.times': study.curve.times,

@@ -191,6 +191,19 @@ class Study:
         """
         return _sorted_jobs(self, set(self.runs if only is None else only))
 
+    def check_data(self) -> None:
+        """Check that all jobs have images: the file and the command together must name them.
+
+        Raises:
+            ConfigError: If the images of a probe are missing.
+        """
+        for probe in self.probes:
+            require(
+                probe.config or probe.data, f'probes.{probe.name}.data is missing, and the study has no data (--data)'
+            )
+        data = self.data or (self.curve.data if self.curve else None)
+        require(self.curve is None or data, 'curve.data is missing, and the study has no data (--data)')
+
     def train_job(self, run: str, seed: int) -> Job:
         """Pretraining of a run; of the run's first seed, if it has not this one."""
         found = self.runs[run]
@@ -294,7 +307,6 @@ def _own_options(entry: RunOptions) -> dict[str, Any]:
 
 def _probe(name: str, given: ProbeOptions, file: Path, data: str | None) -> Probe:
     require((given.config is None) == (given.metric is None), f'probes.{name} needs config and metric, or neither')
-    require(given.config or given.data or data, f'probes.{name}.data is missing, and the study has no data')
     config = None if given.config is None else _beside(given.config, file)
     return Probe(name, given, config, given.data or data)
 

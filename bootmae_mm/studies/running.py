@@ -50,8 +50,9 @@ def run_study(study: Study, slots: Sequence[Slot], jobs: Sequence[Job] | None = 
 
     Raises:
         Failures: If a job failed; those that need it did not run.
-        ConfigError: If a folder holds a job of other settings.
+        ConfigError: If images are missing, or a folder holds a job of other settings.
     """
+    study.check_data()
     wanted = study.jobs() if jobs is None else list(jobs)
     for job in wanted:
         check_spec(study, job)

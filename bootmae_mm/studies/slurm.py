@@ -46,8 +46,9 @@ def submit(study: Study, command: Sequence[str], sbatch_options: str, jobs: Sequ
         Number of the Slurm job of each array.
 
     Raises:
-        ConfigError: If sbatch is missing, or refuses.
+        ConfigError: If sbatch or the images are missing, or sbatch refuses.
     """
+    study.check_data()
     folder = (study.out / 'slurm').resolve()
     folder.mkdir(parents=True, exist_ok=True)
     left = [job for job in (study.jobs() if jobs is None else jobs) if done(study, job) is None]

@@ -5,7 +5,9 @@ import re
 import pytest
 import yaml
 
-from bootmae_mm.studies import read_study
+from bootmae_mm.studies import read_study, run_study
+from bootmae_mm.studies.running import write_results
+from bootmae_mm.studies.slurm import submit
 from bootmae_mm.validation import ConfigError, MissingFileError
 from tests.conftest import ROOT
 
@@ -89,7 +91,6 @@ def test_a_probe_may_be_for_some_runs_and_seeds(write):
         (dict(runs=dict(a=dict(seeds=[1, 1]))), 'runs.a.seeds must be different numbers'),
         (dict(runs=dict(a=dict(untrained=True, weights='w.pth'))), 'runs.a: weights and untrained exclude each other'),
         (dict(probes=dict(x=dict(config='tune.py'))), 'probes.x needs config and metric, or neither'),
-        (dict(data=None), 'probes.features.data is missing, and the study has no data'),
         (dict(probes={'a b': None, 'a_b': None}), "probes 'a b' and 'a_b' would have the same folder"),
         (
             dict(runs=dict(a=dict(seeds=[0, 1]), b=dict(seeds=[2], checkpoints={'x': 'a'}))),
@@ -104,6 +105,22 @@ def test_mistakes(write, changes, message):
     with pytest.raises(ConfigError) as error:
         read_study(write(**changes))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(), 'probes.features.data is missing, and the study has no data'),
+        (dict(probes={}, curve=dict(times=2)), 'curve.data is missing, and the study has no data'),
+    ],
+)
+def test_images_are_needed_to_run_but_not_for_the_table(write, tmp_path, changes, message):
+    study = read_study(write(data=None, **changes), tmp_path / 'out')
+    for start in (lambda: run_study(study, []), lambda: submit(study, [], '')):
+        with pytest.raises(ConfigError, match=message):
+            start()
+    assert not (tmp_path / 'out').exists()
+    assert write_results(study).rows == []
 
 
 def test_missing_files(write, tmp_path):
@@ -124,7 +141,7 @@ def test_the_studies_of_the_project_are_right(path):
 def test_the_examples_of_the_page_are_studies(tmp_path):
     blocks = re.findall(r'```yaml\n(.*?)```', (ROOT / 'docs/studies.md').read_text(), re.DOTALL)
     assert len(blocks) == 3
-    for name in ('my_config.py', 'pixel.py', 'finetune.py'):
+    for name in ('my_config.py', 'pixel.py', 'finetune.py', 'my_mask_rcnn.py'):
         (tmp_path / name).write_text('')
     whole = yaml.safe_load(blocks[0])
     for changes in ({}, yaml.safe_load(blocks[1]) | dict(baseline=None), yaml.safe_load(blocks[2])):
