@@ -21,7 +21,7 @@ from bootmae_mm.validation import Few, Natural, Options, Rate, Side, Size, parse
 from .block import EncoderBlock, run_block
 from .encoder import PretrainingEncoder, init_configs, init_linear, is_pretrained
 from .relative_position import RelativePositionBias, resize_bias_table
-from .tokens import sincos_pos_embed, take_patches, take_tokens
+from .tokens import sincos_pos_embed, take_patches, take_tokens, tile_pos_embed
 
 MAP_AND_TOKEN = 'featmap_cls_token'  # out_type for mmseg's DPTHead; its own ViT calls this output_cls_token
 
@@ -66,6 +66,9 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         frozen_stages: -1 to train everything, 0 to freeze the embedding, k to also freeze the first k blocks; with all
             blocks, the norms after them too.
         learn_pos_embed: Train the position embedding (as the authors do for segmentation).
+        pos_embed_tile: Side, in patches, of a position embedding that repeats over the grid; 0 for one that is
+            stretched over it. For images larger than those of pretraining whose objects are no larger: give the side
+            of the pretraining grid, of which the grid of ``img_size`` must be a multiple.
         window_size: Side of attention windows in patches; 0 for none. Needs ``with_cls_token=False``.
         global_blocks: With windows, the blocks with global attention (ViTDet: the last of every quarter).
         rel_pos_bias: Add a relative-position bias (BEiT) to every block; zero at first.
@@ -104,6 +107,7 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         layer_cfgs: Any = dict(),  # noqa: B006, B008  not changed
         frozen_stages: int = -1,
         learn_pos_embed: bool = False,
+        pos_embed_tile: Natural = 0,
         window_size: Natural = 0,
         global_blocks: Sequence[int] = (),
         rel_pos_bias: bool = False,
@@ -129,6 +133,10 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         self.num_layers, self.num_heads = arch_settings['num_layers'], arch_settings['num_heads']
         self.patch_size = patch_size
         self.with_cp = with_cp
+        tile = self.pos_embed_tile = pos_embed_tile
+        rows, columns = self.grid_size
+        fits = not tile or not (rows % tile or columns % tile)
+        require(fits, f'pos_embed_tile {tile} must divide the grid of {rows} x {columns} patches')
         self.window_size, self.rel_pos_bias = window_size, rel_pos_bias
         self.out_indices = self._block_indices(out_indices, 'out_indices')
         global_blocks = self._block_indices(global_blocks, 'global_blocks')
@@ -208,8 +216,15 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
             module.eval()
         return self
 
+    @property
+    def _own_grid(self) -> tuple[int, int]:
+        """Rows and columns of the position embedding before it repeats."""
+        return (self.pos_embed_tile,) * 2 if self.pos_embed_tile else self.grid_size
+
     def _fixed_pos_embed(self) -> Tensor:
-        embed = sincos_pos_embed(self.grid_size, self.embed_dims)  # (1, 1 + L, D)
+        embed = sincos_pos_embed(self._own_grid, self.embed_dims)  # (1, 1 + l, D)
+        if self.pos_embed_tile:
+            embed = tile_pos_embed(embed, self._own_grid, self.grid_size, extra=1)  # (1, 1 + L, D)
         return embed if self.with_cls_token else embed[:, 1:]
 
     def init_weights(self) -> None:
@@ -253,9 +268,7 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         x, grid = self.patch_embed(images)  # (B, L, D)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, 1 + L, D)
-        x = x + resize_pos_embed(
-            self.pos_embed, self.grid_size, grid, self.interpolate_mode, num_extra_tokens=self.num_extra_tokens
-        )
+        x = x + self._positions(grid)  # (B, 1 + L, D)
         x = self.pre_norm(self.drop_after_pos(x))
         outs = []
         for index, layer in enumerate(self.layers[: self.out_indices[-1] + 1]):
@@ -264,6 +277,12 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
                 last = index == self.num_layers - 1 and self.final_norm
                 outs.append(self._format_output(self.ln1(x) if last else x, grid))
         return tuple(outs)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embedding of a grid, (1, 1 + L, D)."""
+        if self.pos_embed_tile:
+            return tile_pos_embed(self.pos_embed, self.grid_size, grid, self.num_extra_tokens)
+        return resize_pos_embed(self.pos_embed, self.grid_size, grid, self.interpolate_mode, self.num_extra_tokens)
 
     def _format_output(self, x: Tensor, grid: tuple[int, int]) -> Any:
         """Tokens of a block, (B, 1 + L, D), as ``out_type`` wants them."""
@@ -279,7 +298,7 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
 
     @torch.no_grad()
     def resize_positions(self, state: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[str]:
-        """Resize in a state dict, in place, what depends on the number of patches (bicubic).
+        """Resize in a state dict, in place, what depends on the number of patches (bicubic), and tile.
 
         Args:
             state: Weights of an encoder in this project's names.
@@ -297,10 +316,13 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
             if not extra and 'cls_token' in state:
                 embed = embed[:, 1:]
             source = grid_of(embed.shape[1] - extra, grid, self.grid_size)
+            if source is not None and source != self.grid_size:
+                embed = resize_pos_embed(embed, source, self._own_grid, 'bicubic', extra)
+                if self.pos_embed_tile:
+                    embed = tile_pos_embed(embed, self._own_grid, self.grid_size, extra)
+                resized.append('pos_embed')
             if source is not None:
-                state['pos_embed'] = resize_pos_embed(embed, source, self.grid_size, 'bicubic', extra)
-                if source != self.grid_size:
-                    resized.append('pos_embed')
+                state['pos_embed'] = embed
         for name in [name for name in state if name.endswith('.rel_pos_bias.relative_position_bias_table')]:
             if name in wanted and state[name].shape != wanted[name].shape:
                 bias = self.get_submodule(name.rpartition('.')[0])
@@ -320,9 +342,10 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         return self.ln1(x)
 
     def check_pretraining(self) -> None:
-        """Refuse windows and relative positions, which need all patches, and a missing norm."""
+        """Refuse windows and relative positions, which need all patches, repeated positions, and a missing norm."""
         is_plain = not self.window_size and not self.rel_pos_bias and self.final_norm
         require(is_plain, 'pretraining needs window_size=0, rel_pos_bias=False and final_norm=True in the backbone')
+        require(not self.pos_embed_tile, 'pretraining needs pos_embed_tile=0 in the backbone')
         require(not hasattr(self, 'ln2'), "pretraining needs another out_type of the backbone than 'avg_featmap'")
 
     @property

@@ -38,6 +38,26 @@ def sincos_pos_embed(grid: tuple[int, int], dims: int, temperature: float = 1000
     return torch.cat([torch.zeros(1, dims), patches])[None]  # (1, 1 + L, dims)
 
 
+def tile_pos_embed(embed: Tensor, source: tuple[int, int], grid: tuple[int, int], extra: int) -> Tensor:
+    """Repeat a position embedding over a grid, and cut what is beyond it.
+
+    Source: Bolya et al., arXiv 2311.05613, which tiles the embeddings of windows.
+
+    Args:
+        embed: (1, extra + rows * columns, D) of ``source``.
+        source: Its rows and columns of patches.
+        grid: Wanted rows and columns.
+        extra: Number of tokens before the patches, which stay.
+
+    Returns:
+        Tensor (1, extra + rows * columns, D) of ``grid``.
+    """
+    patches = embed[:, extra:].unflatten(1, source)  # (1, rows, columns, D)
+    repeats = [-(-wanted // side) for wanted, side in zip(grid, source, strict=True)]
+    patches = patches.repeat(1, *repeats, 1)[:, : grid[0], : grid[1]]  # (1, rows, columns, D)
+    return torch.cat([embed[:, :extra], patches.flatten(1, 2)], dim=1)
+
+
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Pick tokens by patch index: (B or 1, L, D) and ids (B * K, N) -> (B * K, N, D), for K masks per image."""
     if tokens.shape[0] == 1:  # shared by the batch, such as a position embedding

@@ -92,6 +92,25 @@ def test_without_class_token_its_position_embedding_is_dropped(pretrained):
     )
 
 
+def test_a_position_embedding_is_tiled(pretrained):
+    path, model = pretrained
+    encoder = vit(img_size=(64, 32), pos_embed_tile=4)
+    assert load_encoder(encoder, path).resized == ['pos_embed']
+    own = model.backbone.pos_embed  # 4 x 4 patches
+    assert torch.equal(encoder.pos_embed, torch.cat([own, own[:, 1:]], dim=1))
+    halved = vit(img_size=(64, 32), pos_embed_tile=2)  # first stretched to the tile
+    load_encoder(halved, path)
+    tile = resize_pos_embed(own, (4, 4), (2, 2))[:, 1:].view(2, 2, -1)
+    assert torch.equal(halved.pos_embed[0, 1:].view(8, 4, -1)[6:, 2:], tile)
+    # What was trained on the whole grid stays.
+    with torch.no_grad():
+        encoder.pos_embed.normal_()
+    torch.save(encoder.state_dict(), path)
+    again = vit(img_size=(64, 32), pos_embed_tile=4)
+    assert load_encoder(again, path, grid=(8, 4)).resized == []
+    assert torch.equal(again.pos_embed, encoder.pos_embed)
+
+
 def test_a_grid_that_is_not_square_must_be_given(tmp_path):
     model = build(tiny_config())  # 4 x 6 patches
     torch.save(model.state_dict(), tmp_path / 'x.pth')

@@ -118,6 +118,7 @@ def test_standard_archs(name, dims, layers, heads):
         (dict(img_size=(32, 50)), 'img_size 32x50 must be divisible by patch_size 8'),
         (dict(img_size=(32, 32, 3)), r'img_size must be .*, but is \(32, 32, 3\)'),
         (dict(patch_size=0), 'patch_size must be greater than or equal to 1, but is 0'),
+        (dict(img_size=(32, 48), pos_embed_tile=4), 'pos_embed_tile 4 must divide the grid of 4 x 6 patches'),
         (dict(in_channels=0), 'in_channels must be greater than or equal to 1, but is 0'),
         (dict(drop_path_rate=1.0), 'drop_path_rate must be less than 1, but is 1.0'),
         (dict(drop_rate=-0.1), 'drop_rate must be greater than or equal to 0, but is -0.1'),
@@ -133,3 +134,25 @@ def test_impossible_configs(changes, message):
 def test_images_of_another_size_are_refused(vit):
     with pytest.raises(ConfigError, match=r'\(batch, channels, 32, 48\) \(img_size .*, but have \(1, 3, 32, 32\)'):
         vit.encode_visible(torch.randn(1, 3, 32, 32), torch.zeros(1, 2, dtype=torch.long))
+
+
+def test_a_tiled_position_embedding_sees_each_tile_as_an_image_of_its_size():
+    """Without attention between the tiles, each gives the features of an image of its own."""
+    arch = dict(TINY_ARCH, num_layers=1)
+    small = BootMAEViT(arch=arch, img_size=16, patch_size=8, out_type='featmap', with_cls_token=False)
+    options = dict(img_size=(32, 48), pos_embed_tile=2, window_size=2)
+    large = BootMAEViT(arch=arch, patch_size=8, out_type='featmap', with_cls_token=False, **options)
+    for model in (small, large):
+        model.init_weights()
+        model.eval()
+    assert torch.equal(large.pos_embed[0].view(4, 6, -1)[2:, 2:4].flatten(0, 1), small.pos_embed[0])
+    large.load_state_dict({**small.state_dict(), 'pos_embed': large.pos_embed})
+    images = torch.randn(2, 3, 32, 64)  # and an image of another size
+    (found,), (wanted,) = large(images), small(images[:, :, 16:, 32:48])
+    torch.testing.assert_close(found[:, :, 2:, 4:6], wanted)
+
+
+def test_pretraining_refuses_a_tiled_position_embedding():
+    model = BootMAEViT(arch=dict(TINY_ARCH), img_size=32, patch_size=8, pos_embed_tile=2)
+    with pytest.raises(ConfigError, match='pretraining needs pos_embed_tile=0'):
+        model.check_pretraining()

@@ -9,6 +9,7 @@ from bootmae_mm.models.tokens import (
     sincos_pos_embed,
     take_patches,
     take_tokens,
+    tile_pos_embed,
 )
 from bootmae_mm.validation import ConfigError
 
@@ -32,6 +33,17 @@ def test_rows_and_columns_of_a_wide_grid():
                 for i, a in enumerate(angles)
             ]
             torch.testing.assert_close(grid[row, column], torch.stack(wanted))
+
+
+def test_a_tiled_embedding_repeats_and_is_cut():
+    embed = torch.randn(1, 7, 4)  # class token, 2 x 3
+    grid = tile_pos_embed(embed, (2, 3), (5, 4), extra=1)
+    assert torch.equal(grid[:, 0], embed[:, 0])
+    own, tiled = embed[0, 1:].view(2, 3, 4), grid[0, 1:].view(5, 4, 4)
+    for row in range(5):
+        for column in range(4):
+            assert torch.equal(tiled[row, column], own[row % 2, column % 3])
+    assert torch.equal(tile_pos_embed(embed, (2, 3), (1, 2), extra=1)[0, 1:], own[0, :2])
 
 
 def test_width_of_the_embedding_must_be_divisible_by_four():
