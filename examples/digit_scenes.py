@@ -1,7 +1,9 @@
-"""Scenes of real digits on textured backgrounds: labeled data for all downstream tasks.
+"""Scenes and forms of real digits: labeled data for all downstream tasks.
 
-scikit-learn's handwritten digits (the training split in training scenes, the others in validation scenes) are pasted
-with random size, rotation, color and overlap; bars cross the scene. The visible part of every digit is known.
+scikit-learn's handwritten digits (the training split in training scenes, the others in validation scenes). In scenes
+they are pasted on textured backgrounds with random size, rotation, color and overlap, and bars cross them; in forms
+they stand in the cells of a grid, white on black, as the demo's encoder has seen them. The visible part of every digit
+is known.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from bootmae_mm.data import Digits
-from bootmae_mm.validation import ConfigError
+from bootmae_mm.validation import ConfigError, require
 
 from .instances import coco_annotation
 
@@ -25,6 +27,8 @@ SPLITS = dict(training='train', validation='test')
 SOLID, VISIBLE = 0.5, 0.15
 # Visible share of a digit below which it is a crowd region for COCO (not evaluated) and has no label for ADE20K.
 MIN_VISIBLE = 0.4
+CELL = 16  # side of a form's cells in pixels: that of the demo's images
+FILLED = 0.7  # share of a form's cells with a digit
 
 
 @dataclass
@@ -149,7 +153,43 @@ def make_scene(digits: np.ndarray, labels: np.ndarray, rng: np.random.RandomStat
     return Scene(image.clip(0, 255).astype(np.uint8), segmentation, instances)
 
 
-def crop_of(scene: Scene, instance: Instance, side: int) -> Image.Image:
+def make_form(digits: np.ndarray, labels: np.ndarray, rng: np.random.RandomState, size: int = 64) -> Scene:
+    """Make one form: a digit in most of its cells.
+
+    Args:
+        digits: Gray pictures to choose from, (N, CELL, CELL) uint8.
+        labels: Labels of the pictures, (N,).
+        rng: Random generator.
+        size: Side of the form in pixels, a multiple of :data:`CELL`.
+
+    Returns:
+        The form.
+    """
+    require(size % CELL == 0, f'the size of a form must be a multiple of {CELL} pixels, but is {size}')
+    image, segmentation = np.zeros((size, size), np.uint8), np.ones((size, size), np.uint8)
+    instances = []
+    for row in range(0, size, CELL):
+        for column in range(0, size, CELL):
+            if rng.uniform() >= FILLED:
+                continue
+            chosen, cell = rng.randint(len(digits)), np.s_[row : row + CELL, column : column + CELL]
+            image[cell] = digits[chosen]
+            opacity = image[cell] / 255.0
+            mask = np.zeros((size, size), bool)
+            mask[cell] = opacity > SOLID
+            segmentation[cell][opacity >= VISIBLE] = 0
+            segmentation[mask] = 2 + labels[chosen]
+            instances.append(Instance(int(labels[chosen]), mask, int(mask.sum())))
+    return Scene(image[:, :, None].repeat(3, axis=2), segmentation, instances)
+
+
+def cell_of(form: Scene, instance: Instance) -> Image.Image:
+    """The cell of a form with a digit."""
+    x, y = (place // CELL * CELL for place in instance.box[:2])
+    return Image.fromarray(form.image[y : y + CELL, x : x + CELL])
+
+
+def crop_of(scene: Scene, instance: Instance, side: int = 32) -> Image.Image:
     """Square crop around a digit, resized to ``side``."""
     x, y, width, height = instance.box
     half = 0.575 * max(width, height)
@@ -160,12 +200,25 @@ def crop_of(scene: Scene, instance: Instance, side: int) -> Image.Image:
     )
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of scenes: what makes one from digits of ``side`` pixels, and what cuts a digit out of it."""
+
+    make: Callable[[np.ndarray, np.ndarray, np.random.RandomState, int], Scene]
+    side: int
+    cut: Callable[[Scene, Instance], Image.Image]
+
+
+KINDS = dict(scenes=Kind(make_scene, 32, crop_of), forms=Kind(make_form, CELL, cell_of))
+
+
 def write_scenes(
     root: str | Path,
     counts: dict[str, int],
     size: int = 64,
     seed: int = 0,
     done: Callable[[], object] = lambda: None,
+    kind: str = 'scenes',
 ) -> dict[str, dict[str, int]]:
     """Write a data set. The same arguments give the same files.
 
@@ -178,6 +231,7 @@ def write_scenes(
         size: Side of the scenes in pixels, at least 32.
         seed: Random seed.
         done: Callback after every scene.
+        kind: ``'scenes'`` or ``'forms'``.
 
     Returns:
         Numbers of images, digits, hidden digits and crops by split.
@@ -193,14 +247,14 @@ def write_scenes(
         raise ConfigError(f'counts must be positive, of {", ".join(SPLITS)}, but are {counts}')
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f'{root} is not empty')
-    return {split: _write_split(root, split, count, size, seed, done) for split, count in counts.items()}
+    return {split: _write_split(root, split, count, size, seed, done, KINDS[kind]) for split, count in counts.items()}
 
 
 def _write_split(
-    root: Path, split: str, count: int, size: int, seed: int, done: Callable[[], object]
+    root: Path, split: str, count: int, size: int, seed: int, done: Callable[[], object], kind: Kind
 ) -> dict[str, int]:
     """Write the scenes of one split; return their numbers."""
-    source = Digits(split=SPLITS[split], img_size=32, pipeline=[])
+    source = Digits(split=SPLITS[split], img_size=kind.side, pipeline=[])
     samples = [source.get_data_info(index) for index in range(len(source))]
     digits = np.stack([sample['img'][:, :, 0] for sample in samples])
     labels = np.array([sample['gt_label'] for sample in samples])
@@ -212,7 +266,7 @@ def _write_split(
     for index in range(count):
         # One generator per scene: more scenes do not change the first ones.
         rng = np.random.RandomState([seed, list(SPLITS).index(split), index])
-        scene = make_scene(digits, labels, rng, size)
+        scene = kind.make(digits, labels, rng, size)
         name = f'{split}_{index:05d}.png'
         Image.fromarray(scene.image).save(root / 'images' / split / name)
         Image.fromarray(scene.segmentation).save(root / 'annotations' / split / name)
@@ -227,7 +281,7 @@ def _write_split(
             )
             if instance.mask.sum() >= 0.6 * instance.area and not instance.hidden:
                 piece = root / 'digits' / split / str(instance.label) / f'{index:05d}_{number}.png'
-                crop_of(scene, instance, 32).save(piece)
+                kind.cut(scene, instance).save(piece)
                 pieces += 1
         done()
     categories = [dict(id=label + 1, name=str(label)) for label in range(10)]

@@ -2,11 +2,13 @@
 """Fine-tune the demo's checkpoint for classification, segmentation and detection, against the same runs from scratch.
 
 Needs nothing but `make install`: pretrains first (tools/demo.py) if there is no checkpoint, and makes its own data
-(tools/make_digit_scenes.py). Runs the toy configs, which inherit from the real ones, through the real Runners,
+(tools/make_digit_scenes.py): ten labeled forms of digits as the checkpoint has seen them, or 800 scenes of digits of
+other sizes and colors on textures. Runs the toy configs, which inherit from the real ones, through the real Runners,
 evaluates with the ecosystem's metrics, and writes summary.json and a picture of predictions per task to the work_dir.
 
-Example:
+Examples:
     make demo-transfer
+    python tools/demo_transfer.py --data scenes --work-dir work_dirs/scenes
 """
 
 from __future__ import annotations
@@ -33,9 +35,16 @@ if TYPE_CHECKING:  # imported where it is used, so that --help is quick
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = dict(
-    classification='cls/bootmae_vitt_digits_ft.py',
-    segmentation='seg/bootmae_vitt_upernet_digits.py',
-    detection='det/bootmae_vitt_mask_rcnn_digits.py',
+    forms=dict(
+        classification='cls/bootmae_vitt_forms_ft.py',
+        segmentation='seg/bootmae_vitt_upernet_forms.py',
+        detection='det/bootmae_vitt_mask_rcnn_forms.py',
+    ),
+    scenes=dict(
+        classification='cls/bootmae_vitt_digits_ft.py',
+        segmentation='seg/bootmae_vitt_upernet_digits.py',
+        detection='det/bootmae_vitt_mask_rcnn_digits.py',
+    ),
 )
 # Key of a metric -> name in the table.
 METRICS = dict(
@@ -52,14 +61,15 @@ STARTS = ('pretrained', 'from scratch')
 PICTURES = 8
 SCALE = 2
 SURE = 0.3  # detections below this score are not drawn
-COUNTS = dict(training=800, validation=200)
+COUNTS = dict(forms=dict(training=10, validation=200), scenes=dict(training=800, validation=200))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', default='work_dirs/demo-transfer', help='where results go')
     parser.add_argument('--checkpoint', default='work_dirs/demo/epoch_90.pth', help='of make demo; made if missing')
-    parser.add_argument('--tasks', nargs='+', choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument('--tasks', nargs='+', choices=list(METRICS), default=list(METRICS))
+    parser.add_argument('--data', choices=list(CONFIGS), default='forms', help='what the images show')
     parser.add_argument('--quick', action='store_true', help='a few iterations only, to see that everything runs')
     return parser.parse_args()
 
@@ -75,12 +85,12 @@ def prepared(args: argparse.Namespace, work_dir: Path, counts: dict[str, int]) -
 
     from examples.digit_scenes import write_scenes
 
-    scenes = work_dir / ('scenes_quick' if args.quick else 'scenes')
+    scenes = work_dir / (f'{args.data}_quick' if args.quick else args.data)
     if not scenes.is_dir():
-        print('Making scenes of digits', flush=True)
+        print(f'Making {args.data} of digits', flush=True)
         part = scenes.with_suffix('.part')
         shutil.rmtree(part, ignore_errors=True)
-        write_scenes(part, counts, done=ProgressBar(sum(counts.values())).update)
+        write_scenes(part, counts, done=ProgressBar(sum(counts.values())).update, kind=args.data)
         part.rename(scenes)
         print()
     return scenes
@@ -98,7 +108,7 @@ def build_runner(task: str, start: str, scenes: Path, work_dir: Path, args: argp
     elif args.quick:
         options |= {f'train_cfg.{key}': 1 for key in ('max_epochs', 'val_interval')}
     cfg = read_config(
-        str(ROOT / 'configs' / CONFIGS[task]),
+        str(ROOT / 'configs' / CONFIGS[args.data][task]),
         options,
         work_dir=str(work_dir / f'{task} {start}'.replace(' ', '_')),
     )
@@ -188,7 +198,7 @@ def segmented(results: dict[str, list[tuple]], dataset: Any) -> np.ndarray:  # n
         ]
 
     rows: dict = {
-        'scene': [enlarged(np.asarray(image)) for image, _ in first],
+        'image': [enlarged(np.asarray(image)) for image, _ in first],
         'ground truth': row(first, 'gt_sem_seg'),
     }
     rows.update({f'predicted, {start}': row(items, 'pred_sem_seg') for start, items in results.items()})
@@ -245,9 +255,9 @@ def main() -> None:
     from PIL import Image
 
     try:
-        counts = dict(training=32, validation=8) if args.quick else COUNTS
+        counts = dict(training=32, validation=8) if args.quick else COUNTS[args.data]
         scenes = prepared(args, work_dir, counts)
-        summary: dict = dict(checkpoint=args.checkpoint, scenes=counts, tasks={})
+        summary: dict = dict(checkpoint=args.checkpoint, data=args.data, images=counts, tasks={})
         for task in args.tasks:
             results, found = {}, {}
             for start in STARTS:
@@ -267,7 +277,7 @@ def main() -> None:
                 results[start] = predictions(runner)
             dataset = runner.test_dataloader.dataset
             Image.fromarray(draw(task, results, dataset)).save(work_dir / f'{task}.png')
-            summary['tasks'][task] = dict(config=CONFIGS[task], picture=f'{task}.png', **found)
+            summary['tasks'][task] = dict(config=CONFIGS[args.data][task], picture=f'{task}.png', **found)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     summary['seconds'] = round(time.monotonic() - begin, 1)

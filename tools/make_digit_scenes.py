@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write scenes of real digits with labels for segmentation, detection and classification.
+"""Write scenes or forms of real digits with labels for segmentation, detection and classification.
 
 The same arguments give the same files. Writes images/ and annotations/ as in ADE20K (0 is no label, 1 background,
 2 + digit), instances_training.json and instances_validation.json as in COCO, and digits/ with a folder of crops per
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument('--validation', type=int, default=200, metavar='N', help='number of validation scenes')
     parser.add_argument('--size', type=int, default=64, help='side of a scene in pixels')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--kind', choices=('scenes', 'forms'), default='scenes', help='forms: digits in cells')
     args = parser.parse_args()
 
     from mmengine.utils import ProgressBar
@@ -36,7 +37,7 @@ def main() -> None:
     counts = dict(training=args.training, validation=args.validation)
     bar = ProgressBar(sum(counts.values()))
     try:
-        summary = write_scenes(args.root, counts, args.size, args.seed, bar.update)
+        summary = write_scenes(args.root, counts, args.size, args.seed, bar.update, args.kind)
     except (ValueError, FileExistsError, ImportError) as error:
         raise SystemExit(f'error: {error}') from error
     print()

@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from bootmae_mm.data import Digits
-from examples.digit_scenes import make_scene, write_scenes
+from bootmae_mm.validation import ConfigError
+from examples.digit_scenes import CELL, make_scene, write_scenes
 
 COUNTS = dict(training=12, validation=4)
 
@@ -115,3 +116,38 @@ def test_bad_arguments(tmp_path, scenes):
         write_scenes(tmp_path / 'x', COUNTS, size=8)
     with pytest.raises(ValueError, match='counts'):
         write_scenes(tmp_path / 'x', dict(training=0))
+
+
+def test_forms_have_the_images_of_the_demo_in_their_cells(tmp_path):
+    root = tmp_path / 'forms'
+    summary = write_scenes(root, COUNTS, size=64, kind='forms')
+    source = Digits(split='train', img_size=CELL, pipeline=[])
+    known = {}
+    for index in range(len(source)):
+        sample = source.get_data_info(index)
+        known[sample['img'].tobytes()] = sample['gt_label']
+    coco, cells = COCO(root / 'instances_training.json'), []
+    for number, image in coco.imgs.items():
+        pixels = np.asarray(Image.open(root / 'images/training' / image['file_name']))
+        maps = np.asarray(Image.open(root / 'annotations/training' / image['file_name']))
+        found = {}
+        for row, column in np.ndindex(4, 4):
+            cell = np.s_[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            if pixels[cell].any():
+                label = found[row, column] = known[pixels[cell].tobytes()]
+                assert set(np.unique(maps[cell])) == {0, 1, 2 + label}
+            else:
+                assert (maps[cell] == 1).all()
+        boxes = {
+            (int(a['bbox'][1]) // CELL, int(a['bbox'][0]) // CELL): a['category_id'] - 1
+            for a in coco.loadAnns(coco.getAnnIds(number))
+        }
+        assert boxes == found
+        cells.append(len(found))
+    assert 0.5 < np.mean(cells) / 16 < 0.9  # most are filled
+    pieces = list((root / 'digits/training').rglob('*.png'))
+    assert len(pieces) == summary['training']['pieces'] == sum(cells)
+    for piece in pieces:
+        assert known[np.asarray(Image.open(piece)).tobytes()] == int(piece.parent.name)
+    with pytest.raises(ConfigError, match='a multiple of 16 pixels, but is 40'):
+        write_scenes(tmp_path / 'other', COUNTS, size=40, kind='forms')
