@@ -16,7 +16,14 @@ OPENMMLAB = ['mmengine>=0.10.7,<0.12', 'mmcv-lite>=2.1.0,<2.2', 'mmpretrain>=1.2
 
 FOLDERS = ('configs', 'tools', 'benchmarks', 'weights')
 # Tools for the repository: what they import is not installed.
-UNINSTALLED = ('install.py', 'check_parity.py', 'demo.py', 'demo_transfer.py', 'make_digit_scenes.py')
+UNINSTALLED = (
+    'install.py',
+    'check_parity.py',
+    'demo.py',
+    'demo_transfer.py',
+    'make_digit_scenes.py',
+    'make_instances.py',
+)
 
 
 def link_configs(target: Path) -> None:

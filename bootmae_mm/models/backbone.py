@@ -66,9 +66,10 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         frozen_stages: -1 to train everything, 0 to freeze the embedding, k to also freeze the first k blocks; with all
             blocks, the norms after them too.
         learn_pos_embed: Train the position embedding (as the authors do for segmentation).
-        pos_embed_tile: Side, in patches, of a position embedding that repeats over the grid; 0 for one that is
-            stretched over it. For images larger than those of pretraining whose objects are no larger: give the side
-            of the pretraining grid, of which the grid of ``img_size`` must be a multiple.
+        pos_embed_tile: Side, in patches, of a position embedding that repeats over the grid, at most the grid's; 0
+            for one that is stretched over it. For images larger than those of pretraining whose objects are no larger:
+            give the side of the pretraining grid. Weights of the grid of ``img_size`` itself stay as they are; with
+            ``learn_pos_embed`` the copies are equal at the start only.
         window_size: Side of attention windows in patches; 0 for none. Needs ``with_cls_token=False``.
         global_blocks: With windows, the blocks with global attention (ViTDet: the last of every quarter).
         rel_pos_bias: Add a relative-position bias (BEiT) to every block; zero at first.
@@ -133,10 +134,10 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
         self.num_layers, self.num_heads = arch_settings['num_layers'], arch_settings['num_heads']
         self.patch_size = patch_size
         self.with_cp = with_cp
-        tile = self.pos_embed_tile = pos_embed_tile
+        self.pos_embed_tile = pos_embed_tile
         rows, columns = self.grid_size
-        fits = not tile or not (rows % tile or columns % tile)
-        require(fits, f'pos_embed_tile {tile} must divide the grid of {rows} x {columns} patches')
+        fits = pos_embed_tile <= min(rows, columns)
+        require(fits, f'pos_embed_tile {pos_embed_tile} is larger than the grid of {rows} x {columns} patches')
         self.window_size, self.rel_pos_bias = window_size, rel_pos_bias
         self.out_indices = self._block_indices(out_indices, 'out_indices')
         global_blocks = self._block_indices(global_blocks, 'global_blocks')
@@ -216,15 +217,11 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
             module.eval()
         return self
 
-    @property
-    def _own_grid(self) -> tuple[int, int]:
-        """Rows and columns of the position embedding before it repeats."""
-        return (self.pos_embed_tile,) * 2 if self.pos_embed_tile else self.grid_size
-
     def _fixed_pos_embed(self) -> Tensor:
-        embed = sincos_pos_embed(self._own_grid, self.embed_dims)  # (1, 1 + l, D)
-        if self.pos_embed_tile:
-            embed = tile_pos_embed(embed, self._own_grid, self.grid_size, extra=1)  # (1, 1 + L, D)
+        tile = self.pos_embed_tile
+        embed = sincos_pos_embed((tile, tile) if tile else self.grid_size, self.embed_dims)
+        if tile:
+            embed = tile_pos_embed(embed, (tile, tile), self.grid_size, tile, extra=1)  # (1, 1 + L, D)
         return embed if self.with_cls_token else embed[:, 1:]
 
     def init_weights(self) -> None:
@@ -281,8 +278,30 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Position embedding of a grid, (1, 1 + L, D)."""
         if self.pos_embed_tile:
-            return tile_pos_embed(self.pos_embed, self.grid_size, grid, self.num_extra_tokens)
+            return tile_pos_embed(self.pos_embed, self.grid_size, grid, self.pos_embed_tile, self.num_extra_tokens)
         return resize_pos_embed(self.pos_embed, self.grid_size, grid, self.interpolate_mode, self.num_extra_tokens)
+
+    def _fitted(self, embed: Tensor, source: tuple[int, int]) -> Tensor:
+        """Position embedding of a file, of the grid ``source``, for the grid of this encoder."""
+        tile, extra = self.pos_embed_tile, self.num_extra_tokens
+        if not tile or source == self.grid_size:
+            return resize_pos_embed(embed, source, self.grid_size, 'bicubic', extra)
+        rows, columns = source
+        require(
+            not (rows % tile or columns % tile),
+            f'pos_embed_tile {tile} must divide the grid of {rows} x {columns} patches of the weights',
+        )
+        return tile_pos_embed(embed, source, self.grid_size, tile, extra)
+
+    def _prepare_pos_embed(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """mmpretrain's hook of ``load_state_dict``, which stretches."""
+        embed = state_dict.get(f'{prefix}pos_embed')
+        if self.pos_embed_tile and embed is not None and embed.shape != self.pos_embed.shape:
+            state = dict(pos_embed=embed)
+            self.resize_positions(state)
+            state_dict[f'{prefix}pos_embed'] = state['pos_embed']
+            return
+        super()._prepare_pos_embed(state_dict, prefix, *args, **kwargs)
 
     def _format_output(self, x: Tensor, grid: tuple[int, int]) -> Any:
         """Tokens of a block, (B, 1 + L, D), as ``out_type`` wants them."""
@@ -298,7 +317,7 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
 
     @torch.no_grad()
     def resize_positions(self, state: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[str]:
-        """Resize in a state dict, in place, what depends on the number of patches (bicubic), and tile.
+        """Resize in a state dict, in place, what depends on the number of patches: bicubic, or tiled.
 
         Args:
             state: Weights of an encoder in this project's names.
@@ -316,13 +335,10 @@ class BootMAEViT(PretrainingEncoder, VisionTransformer):
             if not extra and 'cls_token' in state:
                 embed = embed[:, 1:]
             source = grid_of(embed.shape[1] - extra, grid, self.grid_size)
-            if source is not None and source != self.grid_size:
-                embed = resize_pos_embed(embed, source, self._own_grid, 'bicubic', extra)
-                if self.pos_embed_tile:
-                    embed = tile_pos_embed(embed, self._own_grid, self.grid_size, extra)
-                resized.append('pos_embed')
             if source is not None:
-                state['pos_embed'] = embed
+                state['pos_embed'] = self._fitted(embed, source)
+                if source != self.grid_size:
+                    resized.append('pos_embed')
         for name in [name for name in state if name.endswith('.rel_pos_bias.relative_position_bias_table')]:
             if name in wanted and state[name].shape != wanted[name].shape:
                 bias = self.get_submodule(name.rpartition('.')[0])

@@ -38,23 +38,26 @@ def sincos_pos_embed(grid: tuple[int, int], dims: int, temperature: float = 1000
     return torch.cat([torch.zeros(1, dims), patches])[None]  # (1, 1 + L, dims)
 
 
-def tile_pos_embed(embed: Tensor, source: tuple[int, int], grid: tuple[int, int], extra: int) -> Tensor:
-    """Repeat a position embedding over a grid, and cut what is beyond it.
+def tile_pos_embed(embed: Tensor, source: tuple[int, int], grid: tuple[int, int], tile: int, extra: int) -> Tensor:
+    """Repeat a position embedding over a larger grid, or cut it for a smaller one.
 
     Source: Bolya et al., arXiv 2311.05613, which tiles the embeddings of windows.
 
     Args:
         embed: (1, extra + rows * columns, D) of ``source``.
-        source: Its rows and columns of patches.
+        source: Its rows and columns of patches, at least ``tile`` each.
         grid: Wanted rows and columns.
+        tile: Side of what repeats: beyond ``source``, its whole tiles come again.
         extra: Number of tokens before the patches, which stay.
 
     Returns:
         Tensor (1, extra + rows * columns, D) of ``grid``.
     """
     patches = embed[:, extra:].unflatten(1, source)  # (1, rows, columns, D)
-    repeats = [-(-wanted // side) for wanted, side in zip(grid, source, strict=True)]
-    patches = patches.repeat(1, *repeats, 1)[:, : grid[0], : grid[1]]  # (1, rows, columns, D)
+    for dim, (side, wanted) in enumerate(zip(source, grid, strict=True), start=1):
+        places = torch.arange(wanted, device=embed.device)
+        places = torch.where(places < side, places, places % (side // tile * tile))
+        patches = patches.index_select(dim, places)
     return torch.cat([embed[:, :extra], patches.flatten(1, 2)], dim=1)
 
 

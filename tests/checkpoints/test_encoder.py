@@ -98,10 +98,19 @@ def test_a_position_embedding_is_tiled(pretrained):
     assert load_encoder(encoder, path).resized == ['pos_embed']
     own = model.backbone.pos_embed  # 4 x 4 patches
     assert torch.equal(encoder.pos_embed, torch.cat([own, own[:, 1:]], dim=1))
-    halved = vit(img_size=(64, 32), pos_embed_tile=2)  # first stretched to the tile
+    halved = vit(img_size=(56, 72), pos_embed_tile=2)  # 7 x 9 patches; two tiles of the file repeat
     load_encoder(halved, path)
-    tile = resize_pos_embed(own, (4, 4), (2, 2))[:, 1:].view(2, 2, -1)
-    assert torch.equal(halved.pos_embed[0, 1:].view(8, 4, -1)[6:, 2:], tile)
+    assert torch.equal(halved.pos_embed[0, 1:].view(7, 9, -1)[4:6, 4:8], own[0, 1:].view(4, 4, -1)[:2])
+    with pytest.raises(ConfigError, match='pos_embed_tile 3 must divide the grid of 4 x 4 patches of the weights'):
+        load_encoder(vit(img_size=64, pos_embed_tile=3), path)
+    # PyTorch's own loading, as of mmengine's load_from, tiles, too.
+    plain = vit(img_size=64, pos_embed_tile=4)
+    plain.load_state_dict(model.backbone.state_dict())
+    assert torch.equal(plain.pos_embed[0, 1:].view(8, 8, -1)[4:, 4:].flatten(0, 1), own[0, 1:])
+    # A fine-tuned encoder at another size.
+    larger = vit(img_size=96, pos_embed_tile=4)
+    larger.load_state_dict(plain.state_dict())
+    assert torch.equal(larger.pos_embed[0, 1:].view(12, 12, -1)[8:, :4].flatten(0, 1), own[0, 1:])
     # What was trained on the whole grid stays.
     with torch.no_grad():
         encoder.pos_embed.normal_()

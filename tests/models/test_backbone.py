@@ -118,7 +118,7 @@ def test_standard_archs(name, dims, layers, heads):
         (dict(img_size=(32, 50)), 'img_size 32x50 must be divisible by patch_size 8'),
         (dict(img_size=(32, 32, 3)), r'img_size must be .*, but is \(32, 32, 3\)'),
         (dict(patch_size=0), 'patch_size must be greater than or equal to 1, but is 0'),
-        (dict(img_size=(32, 48), pos_embed_tile=4), 'pos_embed_tile 4 must divide the grid of 4 x 6 patches'),
+        (dict(img_size=(32, 48), pos_embed_tile=5), 'pos_embed_tile 5 is larger than the grid of 4 x 6 patches'),
         (dict(in_channels=0), 'in_channels must be greater than or equal to 1, but is 0'),
         (dict(drop_path_rate=1.0), 'drop_path_rate must be less than 1, but is 1.0'),
         (dict(drop_rate=-0.1), 'drop_rate must be greater than or equal to 0, but is -0.1'),

@@ -1,5 +1,6 @@
 """Operations on tokens and patches."""
 
+import numpy as np
 import pytest
 import torch
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
@@ -36,14 +37,14 @@ def test_rows_and_columns_of_a_wide_grid():
 
 
 def test_a_tiled_embedding_repeats_and_is_cut():
-    embed = torch.randn(1, 7, 4)  # class token, 2 x 3
-    grid = tile_pos_embed(embed, (2, 3), (5, 4), extra=1)
+    embed = torch.randn(1, 1 + 4 * 5, 3)  # class token, 4 x 5 patches
+    grid = tile_pos_embed(embed, (4, 5), (9, 12), tile=2, extra=1)
     assert torch.equal(grid[:, 0], embed[:, 0])
-    own, tiled = embed[0, 1:].view(2, 3, 4), grid[0, 1:].view(5, 4, 4)
-    for row in range(5):
-        for column in range(4):
-            assert torch.equal(tiled[row, column], own[row % 2, column % 3])
-    assert torch.equal(tile_pos_embed(embed, (2, 3), (1, 2), extra=1)[0, 1:], own[0, :2])
+    own, tiled = embed[0, 1:].view(4, 5, 3), grid[0, 1:].view(9, 12, 3)
+    rows, columns = [0, 1, 2, 3, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 1, 2, 3, 0, 1, 2, 3]
+    for row, column in np.ndindex(9, 12):
+        assert torch.equal(tiled[row, column], own[rows[row], columns[column]])
+    assert torch.equal(tile_pos_embed(embed, (4, 5), (1, 2), tile=2, extra=1)[0, 1:], own[0, :2])
 
 
 def test_width_of_the_embedding_must_be_divisible_by_four():
