@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from bootmae_mm.data.paths import found_images
-from bootmae_mm.validation import ConfigError, require
+from bootmae_mm.validation import require
 
 
 def coco_annotation(mask: np.ndarray, category: int, crowd: bool = False) -> dict[str, Any]:
@@ -78,8 +78,10 @@ def write_instances(
         Numbers of images, objects and small regions.
 
     Raises:
-        ConfigError: If a map is missing or of another size, or no map has one of the labels.
+        ConfigError: If a map is missing or of another size, a label has no object, or two have the same name.
     """
+    require(len(set(categories.values())) == len(categories), f'two classes have the same name: {dict(categories)}')
+    require(Path(to).parent.is_dir(), f'no folder {Path(to).parent}')
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index, image in enumerate(found_images(images), start=1):
@@ -96,9 +98,9 @@ def write_instances(
         for annotation in instances_of(labels, categories, min_area):
             annotations.append(dict(id=len(annotations) + 1, image_id=index, **annotation))
         done()
-    missing = set(categories) - {annotation['category_id'] for annotation in annotations}
-    if missing:
-        raise ConfigError(f'no map in {maps} has the label {", ".join(map(str, sorted(missing)))}')
+    large = {annotation['category_id'] for annotation in annotations if not annotation['iscrowd']}
+    missing = ', '.join(str(label) for label in categories if label not in large)
+    require(not missing, f'no map in {maps} has a region of {min_area} pixels or more with label {missing}')
     names = [dict(id=label, name=name) for label, name in categories.items()]
     Path(to).write_text(json.dumps(dict(images=entries, annotations=annotations, categories=names)), encoding='utf-8')
     crowds = sum(annotation['iscrowd'] for annotation in annotations)

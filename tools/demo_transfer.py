@@ -8,7 +8,7 @@ evaluates with the ecosystem's metrics, and writes summary.json and a picture of
 
 Examples:
     make demo-transfer
-    python tools/demo_transfer.py --data scenes --work-dir work_dirs/scenes
+    python tools/demo_transfer.py --data scenes
 """
 
 from __future__ import annotations
@@ -61,12 +61,14 @@ STARTS = ('pretrained', 'from scratch')
 PICTURES = 8
 SCALE = 2
 SURE = 0.3  # detections below this score are not drawn
+# Where the configs look for the images.
+WORK_DIRS = dict(forms='work_dirs/demo-transfer', scenes='work_dirs/demo-transfer-scenes')
 COUNTS = dict(forms=dict(training=10, validation=200), scenes=dict(training=800, validation=200))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work-dir', default='work_dirs/demo-transfer', help='where results go')
+    parser.add_argument('--work-dir', help='where results go (default: work_dirs/demo-transfer, or -scenes)')
     parser.add_argument('--checkpoint', default='work_dirs/demo/epoch_90.pth', help='of make demo; made if missing')
     parser.add_argument('--tasks', nargs='+', choices=list(METRICS), default=list(METRICS))
     parser.add_argument('--data', choices=list(CONFIGS), default='forms', help='what the images show')
@@ -250,7 +252,7 @@ def table(summary: dict) -> str:
 def main() -> None:
     args = parse_args()
     begin = time.monotonic()
-    work_dir = Path(args.work_dir)
+    work_dir = Path(args.work_dir or WORK_DIRS[args.data])
     work_dir.mkdir(parents=True, exist_ok=True)
     from PIL import Image
 

@@ -33,10 +33,13 @@ def main() -> None:
     parser.add_argument('--min-area', type=int, default=36, help='pixels; smaller regions are not evaluated')
     args = parser.parse_args()
 
+    categories = dict(args.classes)
+    if len(categories) < len(args.classes):
+        parser.error('--classes has a label twice')
     from examples.instances import write_instances
 
     try:
-        summary = write_instances(args.images, args.maps, args.to, dict(args.classes), args.min_area)
+        summary = write_instances(args.images, args.maps, args.to, categories, args.min_area)
     except (ValueError, OSError) as error:
         raise SystemExit(f'error: {error}') from error
     print(', '.join(f'{number} {name}' for name, number in summary.items()), f'-> {args.to}')

@@ -57,7 +57,7 @@ class ProbeOptions(Options):
         flip: Mirror half of the images in it.
         draws: Draws of labels for it.
         config: Config that fine-tunes and validates, relative to the study file.
-        metric: Key of the result in its log, such as ``mIoU``, or several by the names to show; the last value counts.
+        metric: Key of the result in its log, such as ``mIoU``, or keys by the names to show; the last values count.
         options: Keys of the config, dotted.
         checkpoint_key: Key of the config that gets the checkpoint.
         scale: Factor of the result, 100 for one in 0..1.
@@ -74,7 +74,7 @@ class ProbeOptions(Options):
     flip: bool = False
     draws: Count = 1
     config: str | None = None
-    metric: str | dict[str, str] | None = None
+    metric: Any = None
     options: dict[str, Any] = Field(default_factory=dict)
     checkpoint_key: str = CHECKPOINT_KEY
     scale: float = 1.0
@@ -133,12 +133,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Probe:
-    """One way of judging a checkpoint."""
+    """One way of judging a checkpoint.
+
+    Attributes:
+        name: Its name.
+        given: What the file says.
+        config: Config that fine-tunes; None for classifiers of frozen features.
+        data: Folder of labeled images.
+        metrics: Keys of the log of a config by the names to show.
+    """
 
     name: str
     given: ProbeOptions
     config: str | None
     data: str | None
+    metrics: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -306,9 +315,15 @@ def _own_options(entry: RunOptions) -> dict[str, Any]:
 
 
 def _probe(name: str, given: ProbeOptions, file: Path, data: str | None) -> Probe:
-    require((given.config is None) == (given.metric is None), f'probes.{name} needs config and metric, or neither')
+    metric = given.metric
+    require((given.config is None) == (metric is None), f'probes.{name} needs config and metric, or neither')
+    metrics = metric if isinstance(metric, dict) else {} if metric is None else {name: metric}
+    require(
+        metric is None or (metrics and all(isinstance(key, str) and key for key in metrics.values())),
+        f'probes.{name}.metric must be a key of the log, such as mIoU, or keys by the names to show, but is {metric!r}',
+    )
     config = None if given.config is None else _beside(given.config, file)
-    return Probe(name, given, config, given.data or data)
+    return Probe(name, given, config, given.data or data, metrics)
 
 
 def _beside(name: str, file: Path) -> str:
@@ -344,10 +359,16 @@ def _check(study: Study, given: StudyOptions) -> None:
         require(not (run.time_of and has_length), f'runs.{name}: time_of and epochs exclude each other')
         require(not (run.weights and run.untrained), f'runs.{name}: weights and untrained exclude each other')
     places: dict[str, str] = {}
+    columns: dict[str, str] = {}
     for probe in study.probes:
         other = places.setdefault(slug(probe.name), probe.name)
         require(other == probe.name, f'probes {other!r} and {probe.name!r} would have the same folder')
         require(slug(probe.name) != TRAIN, f'a probe cannot have the name {TRAIN!r}')
+        for shown in probe.metrics:
+            other = columns.setdefault(shown, probe.name)
+            require(
+                other == probe.name, f'probes {other!r} and {probe.name!r} have a metric of the same name {shown!r}'
+            )
         for name in probe.given.runs or []:
             require(name in study.runs, f'probes.{probe.name}.runs: no run {name!r}; runs: {names}')
     _sorted_jobs(study, set(study.runs))  # circles

@@ -198,12 +198,9 @@ def _metrics(folder: Path, job: Job) -> dict[str, float]:
     assert probe is not None
     if probe.config is None:
         return json.loads((folder / PROBE).read_text(encoding='utf-8'))['features']
-    given = probe.given.metric
-    assert given is not None
-    wanted = given if isinstance(given, dict) else {probe.name: given}
-    entries = read_scalars(folder, names=tuple(wanted.values()))
+    entries = read_scalars(folder, names=tuple(probe.metrics.values()))
     found = {}
-    for name, key in wanted.items():
+    for name, key in probe.metrics.items():
         values = [entry[key] for entry in entries if key in entry]
         if not values:
             there = sorted({name for entry in read_scalars(folder, names=('step',)) for name in entry})

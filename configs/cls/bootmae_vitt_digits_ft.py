@@ -1,7 +1,7 @@
 # Toy config for two CPU cores: single digits cut out of scenes (tools/make_digit_scenes.py), from the demo's
 # checkpoint.
 _base_ = './bootmae_vitb_ft_100e.py'
-data_root = 'work_dirs/demo-transfer/scenes'
+data_root = 'work_dirs/demo-transfer-scenes/scenes'
 img_size = 16
 model = dict(
     data_preprocessor=dict(num_classes=10),

@@ -1,7 +1,7 @@
 # Toy config: kNN probe on single digits cut out of scenes (tools/make_digit_scenes.py).
 #   python tools/knn.py configs/cls/bootmae_vitt_digits_knn.py work_dirs/demo/epoch_90.pth
 _base_ = './bootmae_vitb_knn.py'
-data_root = 'work_dirs/demo-transfer/scenes'
+data_root = 'work_dirs/demo-transfer-scenes/scenes'
 img_size = 16
 model = dict(
     data_preprocessor=dict(num_classes=10),

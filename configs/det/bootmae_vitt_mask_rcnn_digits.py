@@ -1,6 +1,6 @@
 # Toy config for two CPU cores: scenes of digits (tools/make_digit_scenes.py), from the demo's checkpoint.
 _base_ = './bootmae_vitb_mask_rcnn_1x_coco.py'
-data_root = 'work_dirs/demo-transfer/scenes'
+data_root = 'work_dirs/demo-transfer-scenes/scenes'
 metainfo = dict(classes=tuple('0123456789'))
 model = dict(
     backbone=dict(

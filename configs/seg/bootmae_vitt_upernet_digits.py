@@ -1,6 +1,6 @@
 # Toy config for two CPU cores: scenes of digits (tools/make_digit_scenes.py), from the demo's checkpoint.
 _base_ = './bootmae_vitb_upernet_ade20k.py'
-data_root = 'work_dirs/demo-transfer/scenes'
+data_root = 'work_dirs/demo-transfer-scenes/scenes'
 crop_size = (64, 64)
 metainfo = dict(
     classes=('background', *'0123456789'),

@@ -60,14 +60,16 @@ def test_connected_regions_are_objects_and_small_ones_crowds(frames):
     [
         (lambda folder: (folder / 'maps/sub/b.png').unlink(), {CAR: 'car'}, 'b.jpg has no map'),
         (lambda folder: Image.new('L', (16, 11)).save(folder / 'maps/a.png'), {CAR: 'car'}, r'of 16 x 12.*\(11, 16\)'),
-        (lambda folder: None, {CAR: 'car', 11: 'bicyclist'}, 'no map in .* has the label 11'),
+        (lambda folder: None, {CAR: 'car', 11: 'bicyclist'}, 'no map in .* has a region of 20 .* with label 11'),
+        (lambda folder: None, {WALKER: 'walker'}, 'no map in .* has a region of 20 pixels or more with label 10'),
+        (lambda folder: None, {CAR: 'car', 11: 'car'}, 'two classes have the same name'),
     ],
 )
 def test_what_is_missing_is_told(frames, change, categories, message):
     folder, _ = frames
     change(folder)
     with pytest.raises(ConfigError, match=message):
-        write_instances(folder / 'images', folder / 'maps', folder / 'x.json', categories)
+        write_instances(folder / 'images', folder / 'maps', folder / 'x.json', categories, min_area=20)
     assert not (folder / 'x.json').exists()
 
 
@@ -80,5 +82,7 @@ def test_the_command(frames):
     )
     assert done.returncode == 0 and '2 images, 1 objects, 1 small' in done.stdout, done.stderr
     assert json.loads(to.read_text())['categories'] == [dict(id=9, name='car')]
+    twice = subprocess.run([*command, '--to', str(to), '--classes', '9=car', '9=bus'], capture_output=True, text=True)
+    assert twice.returncode == 2 and '--classes has a label twice' in twice.stderr
     failed = subprocess.run([*command, '--to', str(to), '--classes', 'car'], capture_output=True, text=True)
     assert failed.returncode == 2 and 'car is not LABEL=NAME' in failed.stderr

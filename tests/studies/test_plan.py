@@ -91,6 +91,16 @@ def test_a_probe_may_be_for_some_runs_and_seeds(write):
         (dict(runs=dict(a=dict(seeds=[1, 1]))), 'runs.a.seeds must be different numbers'),
         (dict(runs=dict(a=dict(untrained=True, weights='w.pth'))), 'runs.a: weights and untrained exclude each other'),
         (dict(probes=dict(x=dict(config='tune.py'))), 'probes.x needs config and metric, or neither'),
+        (
+            dict(probes=dict(x=dict(config='tune.py', metric={}))),
+            'probes.x.metric must be a key of the log, such as mIoU, or keys by the names to show, but is {}',
+        ),
+        (dict(probes=dict(x=dict(config='tune.py', metric=['mIoU']))), "by the names to show, but is ['mIoU']"),
+        (dict(probes=dict(x=dict(config='tune.py', metric={'a': 5}))), "by the names to show, but is {'a': 5}"),
+        (
+            dict(probes={name: dict(config='tune.py', metric={'AP': name}) for name in 'xy'}),
+            "probes 'x' and 'y' have a metric of the same name 'AP'",
+        ),
         (dict(probes={'a b': None, 'a_b': None}), "probes 'a b' and 'a_b' would have the same folder"),
         (
             dict(runs=dict(a=dict(seeds=[0, 1]), b=dict(seeds=[2], checkpoints={'x': 'a'}))),

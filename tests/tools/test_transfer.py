@@ -62,7 +62,7 @@ def check_summary_and_pictures(demo):
 
 
 def image_of(work_dir):
-    return str(work_dir / 'scenes_quick/images/validation/validation_00000.png')
+    return str(work_dir / 'forms_quick/images/validation/validation_00000.png')
 
 
 def fine_tuned(work_dir, task):
@@ -112,11 +112,11 @@ def check_detection_inferencer(demo):
 
 def check_knn(demo, checkpoint, run_tool, tmp_path):
     arguments = ('knn.py', ROOT / 'configs/cls/bootmae_vitt_digits_knn.py', checkpoint)
-    options = ('--cfg-options', f'data_root={demo[0] / "scenes_quick"}')
+    options = ('--cfg-options', f'data_root={demo[0] / "forms_quick"}')
     status, out, message = run_tool(*arguments, '--k', 1, 5, '--out', tmp_path / 'knn.json', *options)
     assert status == 0, message
     result = json.loads((tmp_path / 'knn.json').read_text())
-    pieces = len(list((demo[0] / 'scenes_quick/digits/training').rglob('*.png')))
+    pieces = len(list((demo[0] / 'forms_quick/digits/training').rglob('*.png')))
     assert result['train_images'] == pieces and set(result['accuracy']) == {'1', '5'}
     assert 'k =   1' in out and 0.05 < result['accuracy']['5'] < 1
     status, _, message = run_tool(*arguments[:2], tmp_path / 'none.pth', *options)
@@ -130,6 +130,13 @@ def test_a_quick_demo_and_what_reads_its_checkpoints(demo, checkpoint, run_tool,
     check_segmentation_inferencer(demo)
     check_detection_inferencer(demo)
     check_knn(demo, checkpoint, run_tool, tmp_path)
+    command = [sys.executable, ROOT / 'tools/demo_transfer.py', '--quick', '--data', 'scenes', '--tasks']
+    command += ['classification', '--work-dir', tmp_path / 'other', '--checkpoint', checkpoint]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((tmp_path / 'other/summary.json').read_text())
+    assert summary['data'] == 'scenes' and summary['images'] == dict(training=32, validation=8)
+    assert summary['tasks']['classification']['config'] == 'cls/bootmae_vitt_digits_ft.py'
 
 
 def test_scenes_from_the_command_line(run_tool, tmp_path):
@@ -138,3 +145,6 @@ def test_scenes_from_the_command_line(run_tool, tmp_path):
     assert status == 0 and 'training: 2 images' in out and (tmp_path / 'scenes/instances_training.json').is_file()
     status, _, message = run_tool(*arguments)
     assert status == 1 and 'is not empty' in message
+    status, out, _ = run_tool(*arguments[:1], tmp_path / 'forms', *arguments[2:], '--kind', 'forms')
+    pixels = np.asarray(Image.open(tmp_path / 'forms/images/training/training_00000.png'))
+    assert status == 0 and np.median(pixels) == 0  # a black background
