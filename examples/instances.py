@@ -7,7 +7,7 @@ detectors, not the truth.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ def write_instances(
     to: str | Path,
     categories: Mapping[int, str],
     min_area: int = 36,
-    done: Callable[[], object] = lambda: None,
 ) -> dict[str, int]:
     """Write a COCO file for a folder of images with maps of their pixels' labels.
 
@@ -72,7 +71,6 @@ def write_instances(
         to: File to write.
         categories: Names by label of the maps.
         min_area: Pixels of an object at least; smaller regions are crowds.
-        done: Callback after each image.
 
     Returns:
         Numbers of images, objects and small regions.
@@ -97,7 +95,6 @@ def write_instances(
         entries.append(dict(id=index, file_name=name.as_posix(), height=height, width=width))
         for annotation in instances_of(labels, categories, min_area):
             annotations.append(dict(id=len(annotations) + 1, image_id=index, **annotation))
-        done()
     large = {annotation['category_id'] for annotation in annotations if not annotation['iscrowd']}
     missing = ', '.join(str(label) for label in categories if label not in large)
     require(not missing, f'no map in {maps} has a region of {min_area} pixels or more with label {missing}')
